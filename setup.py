@@ -1,0 +1,64 @@
+"""Builds the Cython kernels of pyx/ into znni._kernels (metadata lives in setup.cfg).
+
+ZNNI_MARCH picks the CPU that is built for (gcc's -march, default "native"). What the compiler was allowed to use is written
+beside the kernels, so that importing them on a lesser CPU fails with a sentence.
+"""
+
+import os
+import shlex
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+MARCH = os.environ.get("ZNNI_MARCH", "native")
+FLAGS = [
+    "-O3", f"-march={MARCH}", "-fopenmp", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi",
+    "-Wno-unused-function",
+]  # fmt: skip
+
+
+def instruction_sets() -> list[str]:
+    """The /proc/cpuinfo names of the instruction sets that the compiler may use under `MARCH`."""
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "gcc")[0]
+    command = [compiler, f"-march={MARCH}", "-dM", "-E", "-x", "c", os.devnull]
+    defined = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    macros = {line.split()[1] for line in defined.splitlines()}
+    known = ["sse3", "ssse3", "sse4_1", "sse4_2", "popcnt", "avx", "f16c", "fma", "bmi1", "bmi2", "avx2", "avx512f",
+             "avx512bw", "avx512cd", "avx512dq", "avx512vl"]  # fmt: skip
+    names = {"bmi1": "__BMI__", "sse3": "__SSE3__"}
+    sets = [name for name in known if names.get(name, f"__{name.upper()}__") in macros]
+    return ["pni" if name == "sse3" else name for name in sets]
+
+
+class BuildKernels(build_ext):
+    """Writes `_build_info.py` where the kernels go."""
+
+    def run(self):
+        super().run()
+        folder = ROOT / "znni/_kernels" if self.inplace else Path(self.build_lib) / "znni/_kernels"
+        folder.mkdir(parents=True, exist_ok=True)
+        text = f'"""Written by setup.py."""\n\nMARCH = {MARCH!r}\nINSTRUCTION_SETS = {instruction_sets()!r}\n'
+        (folder / "_build_info.py").write_text(text)
+
+
+extensions = [
+    Extension(
+        f"znni._kernels.{path.stem}",
+        [str(path.relative_to(ROOT))],
+        include_dirs=["pyx"],
+        depends=[str(h.relative_to(ROOT)) for h in sorted((ROOT / "pyx").glob("*.h"))],
+        extra_compile_args=FLAGS,
+        extra_link_args=["-fopenmp"],
+    )
+    for path in sorted((ROOT / "pyx").glob("*.pyx"))
+]
+
+setup(
+    ext_modules=cythonize(extensions, language_level=3, nthreads=2, annotate=bool(os.environ.get("ZNNI_ANNOTATE"))),
+    cmdclass={"build_ext": BuildKernels},
+)

@@ -1,0 +1,132 @@
+"""A plan from the cost model and the store alone, without a search: the one that `Network.run` uses, and every tuning starts
+from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from znni.candidate import SLACK_BYTES, Candidate, Solved, needed_bytes, plan_of, solve_candidate
+from znni.errors import MemoryLimit
+from znni.layers import Triple, by_x
+from znni.lowering import POOLING
+from znni.network import Network
+from znni.plan import Plan
+from znni.predict import Predictor
+from znni.process_memory import available_bytes, resident_bytes
+
+#: Steps along an axis that are tried: fine at first, then about 1.2 times apart, where the throughput is flat.
+_STEPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 19, 22, 26, 31, 37, 44, 52, 62, 74, 88, 105, 125)
+
+
+def smallest_limit(network: Network, predictor: Predictor, baseline_bytes: int) -> int:
+    """The least limit on the whole process under which some patch runs."""
+    least = []
+    for pooling in POOLING:
+        step = network.step if pooling == "fragments" else (1, 1, 1)
+        least.append(needed_bytes(network, Candidate(step, 1, pooling, predictor.threads), predictor))
+    return baseline_bytes + SLACK_BYTES + min(least)
+
+
+def _outputs(network: Network, volume: Triple | None) -> Iterator[list[Triple]]:
+    """Families of output patches, each ordered from small to large: cubes, and slabs of few z for flat fields of view."""
+    step = network.step
+    caps = [10**9] * 3 if volume is None else [-(-n // s) for n, s in zip(volume, step, strict=True)]
+    flat = network.field_of_view[0] * 4 <= network.field_of_view[1]
+    for depth in (1, 2, 4, 8, 16, None) if flat else (None,):
+        family = []
+        for i in _STEPS:
+            target = i * max(step)
+            counts = [max(1, min(cap, target // s)) for s, cap in zip(step, caps, strict=True)]
+            if depth is not None:
+                counts[0] = min(caps[0], depth)
+            output = tuple(c * s for c, s in zip(counts, step, strict=True))
+            if output not in family:
+                family.append(output)
+        yield family
+
+
+def default_candidate(
+    network: Network, predictor: Predictor, budget_bytes: int, volume: Triple | None = None
+) -> Solved | None:
+    """The best of a coarse set of patches by predicted throughput, or None where none fits.
+
+    Where the `volume` (output voxels) to be run is known, patches that overhang it are charged for what they waste.
+    """
+    best, best_rate = None, 0.0
+    for family in _outputs(network, volume):
+        for output in family:
+            solved = solve_candidate(network, Candidate(output, 1, "fragments", predictor.threads), predictor, budget_bytes)
+            if solved is None:
+                break  # a larger one of the family does not fit either
+            rate = solved.voxels_per_s * _use(output, volume)
+            if rate > best_rate:
+                best, best_rate = solved, rate
+    if best is None:
+        smallest = Candidate((1, 1, 1), 1, "filter", predictor.threads)
+        best = solve_candidate(network, smallest, predictor, budget_bytes)
+    return best
+
+
+def _use(output: Triple, volume: Triple | None) -> float:
+    """The fraction of computed voxels that are wanted when `output` patches cover `volume`."""
+    if volume is None:
+        return 1.0
+    use = 1.0
+    for n, o in zip(volume, output, strict=True):
+        use *= n / (-(-n // o) * o)
+    return use
+
+
+def default_plan(
+    network: Network,
+    *,
+    memory_bytes: int | None = None,
+    threads: int | None = None,
+    volume: Triple | None = None,
+    predictor: Predictor | None = None,
+    baseline_bytes: int | None = None,
+) -> Plan:
+    """A plan without a search.
+
+    Parameters
+    ----------
+    network : Network
+    memory_bytes : int, optional
+        Limit on the resident set of the whole process; by default three quarters of what is free, and what it holds now.
+    threads : int, optional
+        By default as many as this process may use cores.
+    volume : (z, y, x), optional
+        Output voxels that will be wanted, if known.
+    predictor : Predictor, optional
+        By default one from the cost model alone.
+    baseline_bytes : int, optional
+        What the process takes before the program; by default what this one takes now.
+
+    Raises
+    ------
+    MemoryLimit
+        Where no patch fits; it says what limit would do.
+    """
+    from znni.machine import this_machine
+
+    machine = this_machine()
+    threads = threads or machine.cores
+    predictor = predictor or Predictor(threads)
+    baseline_bytes = resident_bytes() if baseline_bytes is None else baseline_bytes
+    limit = baseline_bytes + available_bytes() * 3 // 4 if memory_bytes is None else memory_bytes
+    solved = default_candidate(network, predictor, limit - baseline_bytes - SLACK_BYTES, volume)
+    if solved is None:
+        raise limit_too_small(network, predictor, baseline_bytes, limit)
+    return plan_of(
+        network, solved, limit_bytes=limit, baseline_bytes=baseline_bytes, machine=machine.describe(), command="default plan"
+    )
+
+
+def limit_too_small(network: Network, predictor: Predictor, baseline_bytes: int, limit_bytes: int) -> MemoryLimit:
+    """The error for a limit under which no patch of `network` runs."""
+    mib = 1 << 20
+    least = smallest_limit(network, predictor, baseline_bytes)
+    return MemoryLimit(
+        f"{limit_bytes / mib:.0f} MiB is too little for any patch of {network.name} "
+        f"(field of view {by_x(network.field_of_view)}); the smallest limit that would do is {-(-least // mib)}MiB"
+    )

@@ -1,0 +1,122 @@
+"""What a primitive will take on a layer: measured, else scaled from a kindred measurement, else the cost model's guess."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from znni.arena import aligned
+from znni.layers import Layer, Shape
+from znni.network import Node
+from znni.primitives import candidates, get
+from znni.primitives.base import Config, Primitive, config_key
+from znni.program import Choice
+from znni.solve import Option
+
+#: What a guess assumes of a machine whose ceilings are not known: one core of a modern desktop.
+ASSUMED_FLOP_PER_S = 5e10
+ASSUMED_BYTES_PER_S = 1e10
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measured operator: what was run, and the median of its seconds."""
+
+    layer: Layer
+    shape: Shape
+    primitive: str
+    config: Config
+    seconds: float
+
+
+class Predictor:
+    """Predicts seconds of operators on one machine at one thread count.
+
+    Parameters
+    ----------
+    threads : int
+    flop_per_s, bytes_per_s : float
+        The machine's measured ceilings at that thread count.
+    measured : iterable of Measured
+        What the store knows at that thread count.
+    """
+
+    def __init__(
+        self,
+        threads: int,
+        flop_per_s: float = ASSUMED_FLOP_PER_S,
+        bytes_per_s: float = ASSUMED_BYTES_PER_S,
+        measured: Iterable[Measured] = (),
+    ):
+        self.threads, self.flop_per_s, self.bytes_per_s = threads, flop_per_s, bytes_per_s
+        self._exact: dict[tuple, float] = {}
+        self._kindred: dict[tuple, list[tuple[float, float]]] = defaultdict(list)
+        for row in measured:
+            self.add(row)
+
+    def add(self, row: Measured) -> None:
+        """Take one more measurement into account."""
+        model = self.model(get(row.primitive), row.layer, row.shape, row.config)
+        size, ratio = _voxels(row.layer, row.shape), row.seconds / model
+        key = config_key(row.config)
+        self._exact[row.primitive, row.layer, row.shape, key] = row.seconds
+        for kin in _kin(row.primitive, row.layer, row.shape, key):
+            self._kindred[kin].append((size, ratio))
+
+    def model(self, primitive: Primitive, layer: Layer, shape: Shape, config: Config) -> float:
+        """The cost model's guess: arithmetic and traffic, each at the primitive's usual share of the ceiling."""
+        cost = primitive.cost(layer, shape, config)
+        of_flop, of_bytes = primitive.efficiency
+        return cost.flop / (of_flop * self.flop_per_s) + cost.moved_bytes / (of_bytes * self.bytes_per_s)
+
+    def seconds(self, primitive: Primitive, layer: Layer, shape: Shape, config: Config) -> tuple[float, str]:
+        """Predicted seconds and their basis: "measured", "scaled" or "model"."""
+        key = config_key(config)
+        exact = self._exact.get((primitive.name, layer, shape, key))
+        if exact is not None:
+            return exact, "measured"
+        guess = self.model(primitive, layer, shape, config)
+        voxels = _voxels(layer, shape)
+        for depth, kin in enumerate(_kin(primitive.name, layer, shape, key)):
+            if kin in self._kindred:
+                _, ratio = min(self._kindred[kin], key=lambda size_ratio: abs(math.log(size_ratio[0] / voxels)))
+                return guess * ratio, "scaled" if depth < 2 else "model"
+        return guess, "model"
+
+    def options(self, node: Node, shape: Shape) -> list[Option]:
+        """Every candidate for `node` on an input of `shape`, with its predicted time and bytes."""
+        found = []
+        for primitive in candidates(node.layer, shape):
+            if primitive.foreign:
+                continue
+            for config in primitive.configs(node.layer, shape):
+                memory = primitive.memory(node.layer, shape, config, self.threads)
+                seconds, basis = self.seconds(primitive, node.layer, shape, config)
+                found.append(
+                    Option(
+                        Choice(primitive.name, config),
+                        seconds,
+                        aligned(memory.host_workspace_bytes),
+                        memory.host_resident_bytes,
+                        basis,
+                    )
+                )
+        return found
+
+
+def _voxels(layer: Layer, shape: Shape) -> float:
+    out = layer.output_shape(shape)
+    return float(out[0]) * out[2] * out[3] * out[4]
+
+
+def _kin(primitive: str, layer: Layer, shape: Shape, key: str) -> list[tuple]:
+    """Classes of like measurements, closest first: same layer, spatial size and config at another batch; same layer and
+    config; same layer; same primitive on as many channels."""
+    return [
+        (primitive, layer, shape[1:], key),
+        (primitive, layer, shape[1], key),
+        (primitive, layer, shape[1]),
+        (primitive, shape[1] if shape[1] < 8 else 8),
+    ]
