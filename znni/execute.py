@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from znni.network import Network
 from znni.plan import Plan
 from znni.process_memory import available_bytes, resident_bytes
 from znni.program import Choice, Program
+from znni.volume import Grid, VolumeRun, output_shape, run_volume
+from znni.volume_files import create_volume, open_volume
 
 
 def program(network: Network, plan: Plan, limit_bytes: int | None = None) -> Program:
@@ -33,3 +37,66 @@ def program(network: Network, plan: Plan, limit_bytes: int | None = None) -> Pro
         )
     choices = [Choice(layer.primitive, layer.config) for layer in plan.layers]
     return Program(network, plan.pooling, plan.input_shape(network.in_channels), choices, plan.threads)
+
+
+def run_array(network: Network, plan: Plan, x: np.ndarray) -> np.ndarray:
+    """The dense result for an array.
+
+    Parameters
+    ----------
+    x : array of (batch, channels, z, y, x)
+        At least the field of view large; taken as float32, not normalised.
+
+    Returns
+    -------
+    ndarray of float32, (batch, out_channels, z, y, x)
+    """
+    x = network.check_input(x)
+    made = plan.program()
+    grid = Grid(x.shape[2:], plan.input_patch, network.field_of_view)
+    out = np.empty((x.shape[0], network.out_channels, *grid.output), np.float32)
+    jobs = product(range(x.shape[0]), grid)
+    while together := list(islice(jobs, plan.batch)):
+        made.input[:] = 0  # what patches overhang, and what a short last batch leaves over
+        for slot, (b, patch) in enumerate(together):
+            size = tuple(s.stop - s.start for s in patch.read)
+            made.input[(slot, slice(None), *map(slice, size))] = x[(b, slice(None), *patch.read)]
+        made.run()
+        for slot, (b, patch) in enumerate(together):
+            out[(b, slice(None), *patch.write)] = made.output[(slot, slice(None), *patch.keep)]
+    return out
+
+
+def run_volume_files(
+    network: Network,
+    plan: Plan,
+    source: str | Path,
+    target: str | Path,
+    *,
+    normalise: str | None = None,
+    overwrite: bool = False,
+    limit_bytes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> VolumeRun:
+    """Run a plan from file to file (`znni.volume.run_volume`): the valid region of `source`, (channel, z, y, x).
+
+    Parameters
+    ----------
+    source, target : str or Path
+        TIFF, NPY or HDF5 in; NPY or HDF5 out.
+    normalise : str, optional
+        One of `znni.normalise.MODES`; by default what the plan says.
+    limit_bytes : int, optional
+        Bound on this process's resident set; `MemoryLimit` before any work where the plan does not fit.
+    """
+    with open_volume(source) as reader:
+        shape = output_shape(reader, network.in_channels, network.out_channels, network.field_of_view)
+        with create_volume(target, shape, overwrite=overwrite) as writer:
+            return run_volume(
+                program(network, plan, limit_bytes),
+                reader,
+                writer,
+                field_of_view=network.field_of_view,
+                normalise=plan.normalise if normalise is None else normalise,
+                progress=progress,
+            )

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from znni.layers import Shape, Triple, by_x
 
 if TYPE_CHECKING:
     from znni.network import Network
+    from znni.program import Program
+    from znni.volume import VolumeRun
 
 SCHEMA = "znni-plan/1"
 
@@ -197,7 +200,7 @@ class Plan:
             raise PlanMismatch(f"{name} lists other layers than {network.name} has; tune again")
         self._network = network
 
-    def program(self, limit_bytes: int | None = None):
+    def program(self, limit_bytes: int | None = None) -> Program:
         """The executable form (`znni.program.Program`), made once and kept; bounded by the plan's limit or `limit_bytes`."""
         from znni.execute import program
 
@@ -216,13 +219,29 @@ class Plan:
 
         return run_array(self._bound(), self, x)
 
-    def run_volume(self, source: str | Path, target: str | Path, *, normalise: str | None = None, overwrite: bool = False,
-                   progress=None):  # fmt: skip
-        """Run over a volume file and write the valid region to another (`znni.volume.run_volume`)."""
+    def run_volume(
+        self,
+        source: str | Path,
+        target: str | Path,
+        *,
+        normalise: str | None = None,
+        overwrite: bool = False,
+        limit_bytes: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> VolumeRun:
+        """Run from file to file (`znni.execute.run_volume_files`)."""
         from znni.execute import run_volume_files
 
-        return run_volume_files(self._bound(), self, source, target, normalise=normalise, overwrite=overwrite,
-                                progress=progress)  # fmt: skip
+        return run_volume_files(
+            self._bound(),
+            self,
+            source,
+            target,
+            normalise=normalise,
+            overwrite=overwrite,
+            limit_bytes=limit_bytes,
+            progress=progress,
+        )
 
 
 def _umask() -> int:

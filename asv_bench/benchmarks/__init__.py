@@ -1,0 +1,1 @@
+"""asv benchmarks of znni: primitives, a small plan, import time."""

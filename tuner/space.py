@@ -1,0 +1,179 @@
+"""The outer search space: patch per axis in steps, batch, form of pooling, threads; every point of it is a valid patch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+
+from znni import geometry
+from znni.candidate import Candidate, shapes_of
+from znni.layers import Triple
+from znni.lowering import POOLING
+from znni.network import Network
+from znni.program import live_tensor_bytes
+
+#: More patches at once than this have never paid in ZNNi's experiments, where a batch of 1 was best everywhere.
+MOST_BATCH = 4
+#: Steps along one axis beyond which no machine of today holds a patch.
+_MOST_STEPS = 4096
+
+
+@dataclass(frozen=True)
+class Space:
+    """What the outer search draws from.
+
+    Attributes
+    ----------
+    step : dict of pooling to (z, y, x)
+        Output voxels per step along each axis.
+    most_steps : dict of pooling to (z, y, x)
+        Steps along each axis at which a patch of one step along the others just fits.
+    threads : tuple of int
+    output : (z, y, x) or None
+        The one output patch to use, where the user fixed it.
+    """
+
+    step: dict[str, Triple]
+    most_steps: dict[str, Triple]
+    threads: tuple[int, ...]
+    output: Triple | None = None
+
+    @property
+    def pooling(self) -> tuple[str, ...]:
+        """The forms of pooling in which at least the smallest patch fits."""
+        return tuple(self.step)
+
+    def candidate(self, pooling: str, steps: Triple, batch: int, threads: int) -> Candidate:
+        """The candidate at `steps` steps along each axis."""
+        if self.output is not None:
+            return Candidate(self.output, batch, pooling, threads)
+        output = tuple(min(n, most) * s for n, most, s in zip(steps, self.most_steps[pooling], self.step[pooling], strict=True))
+        return Candidate(output, batch, pooling, threads)
+
+    def steps_of(self, candidate: Candidate) -> Triple:
+        """The steps at which `candidate` lies."""
+        step = self.step[candidate.pooling]
+        return tuple(o // s for o, s in zip(candidate.output, step, strict=True))
+
+    @property
+    def points(self) -> int:
+        """How many candidates there are, at most (the axes together may not fit)."""
+        if self.output is not None:
+            return len(self.pooling) * len(self.threads) * MOST_BATCH
+        total = 0
+        for pooling in self.pooling:
+            z, y, x = self.most_steps[pooling]
+            total += z * y * x
+        return total * len(self.threads) * MOST_BATCH
+
+
+def least_live_bytes(network: Network, candidate: Candidate) -> int:
+    """Bytes of tensors alone: what no choice of primitives can go below."""
+    nodes, shapes = shapes_of(network, candidate)
+    return max(live_tensor_bytes(nodes, shapes))
+
+
+def build_space(network: Network, budget_bytes: int, threads: tuple[int, ...], output: Triple | None = None) -> Space:
+    """The space of candidates whose tensors fit into `budget_bytes`.
+
+    Without poolings both forms are the same, and only one is kept.
+    """
+    step, most = {}, {}
+    for pooling in POOLING if network.step != (1, 1, 1) else POOLING[:1]:
+        own = network.step if pooling == "fragments" else (1, 1, 1)
+        if output is not None:
+            patch = geometry.input_size(output, network.field_of_view)
+            if pooling == "fragments" and any(o % s for o, s in zip(output, own, strict=True)):
+                network.check_patch(patch)
+            if least_live_bytes(network, Candidate(output, 1, pooling, 1)) <= budget_bytes:
+                step[pooling], most[pooling] = own, tuple(o // s for o, s in zip(output, own, strict=True))
+            continue
+        if least_live_bytes(network, Candidate(own, 1, pooling, 1)) > budget_bytes:
+            continue
+        step[pooling] = own
+        most[pooling] = tuple(_most_steps(network, pooling, own, axis, budget_bytes) for axis in range(3))
+    return Space(step, most, threads, output)
+
+
+def _most_steps(network: Network, pooling: str, step: Triple, axis: int, budget_bytes: int) -> int:
+    low, high = 1, _MOST_STEPS
+    while low < high:
+        middle = (low + high + 1) // 2
+        output = list(step)
+        output[axis] *= middle
+        if least_live_bytes(network, Candidate(tuple(output), 1, pooling, 1)) <= budget_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+class Infeasible:
+    """Candidates that did not fit, and with each of them every one that is at least as large in all respects."""
+
+    def __init__(self) -> None:
+        self._found: list[Candidate] = []
+
+    def add(self, candidate: Candidate) -> None:
+        """Remember that `candidate` does not fit."""
+        self._found.append(candidate)
+
+    def rules_out(self, candidate: Candidate) -> bool:
+        """Whether a candidate that does not fit is no larger than this one."""
+        return any(
+            small.pooling == candidate.pooling
+            and small.threads <= candidate.threads
+            and small.batch <= candidate.batch
+            and all(a <= b for a, b in zip(small.output, candidate.output, strict=True))
+            for small in self._found
+        )
+
+
+def thread_counts(cores: int) -> tuple[int, ...]:
+    """All cores, and half of them: where memory's bandwidth binds, fewer can be as fast."""
+    return tuple(sorted({cores, max(1, cores // 2)}, reverse=True))
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Optuna's parameters: steps along each axis (log-uniform), batch, form of pooling, threads."""
+    found: dict[str, BaseDistribution] = {
+        "pooling": CategoricalDistribution(space.pooling),
+        "batch": IntDistribution(1, MOST_BATCH),
+        "threads": CategoricalDistribution(space.threads),
+    }
+    if space.output is None:
+        for axis, name in enumerate(("steps_z", "steps_y", "steps_x")):
+            most = max(space.most_steps[pooling][axis] for pooling in space.pooling)
+            found[name] = IntDistribution(1, most, log=True)
+    return found
+
+
+def candidate_of(space: Space, params: dict) -> Candidate:
+    """The candidate that Optuna's parameters name."""
+    steps = tuple(params.get(name, 1) for name in ("steps_z", "steps_y", "steps_x"))
+    return space.candidate(params["pooling"], steps, params["batch"], params["threads"])
+
+
+def params_of(space: Space, candidate: Candidate) -> dict:
+    """Optuna's parameters of a candidate."""
+    params = {"pooling": candidate.pooling, "batch": candidate.batch, "threads": candidate.threads}
+    if space.output is None:
+        params |= dict(zip(("steps_z", "steps_y", "steps_x"), space.steps_of(candidate), strict=True))
+    return params
+
+
+def guesses(space: Space, start: Candidate) -> list[dict]:
+    """Where to look first: the default candidate, one step more or less along each axis and along all, other threads."""
+    steps = space.steps_of(start)
+    found = [params_of(space, start)]
+    for threads in space.threads:
+        if threads != start.threads:
+            found.append(found[0] | {"threads": threads})
+    if space.output is not None:
+        return found
+    for change in ((1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (-1, 0, 0), (0, -1, 0), (0, 0, -1), (2, 2, 2), (-1, -1, -1)):
+        moved = tuple(s + c for s, c in zip(steps, change, strict=True))
+        if all(1 <= m <= most for m, most in zip(moved, space.most_steps[start.pooling], strict=True)):
+            found.append(params_of(space, space.candidate(start.pooling, moved, start.batch, start.threads)))
+    return found
