@@ -1,8 +1,8 @@
 """Field of view and valid patch sizes: pure arithmetic over the layers of a sliding-window network.
 
-A sliding-window network gives, at every voxel, what it gives when cropped to that voxel's field of view. With max-pooling
-run as fragments, an input of ``fov - 1 + step * i`` voxels an axis gives ``step * i`` output voxels, where `step` is the
-product of the pooling strides (ZNNi, SC'16, section II).
+A sliding-window network gives, at every voxel, what it gives when cropped to that voxel's field of view. With
+max-pooling run as fragments, an input of ``fov - 1 + step * i`` voxels an axis gives ``step * i`` output voxels, where
+`step` is the product of the pooling strides (ZNNi, SC'16, section II).
 """
 
 from __future__ import annotations
@@ -65,10 +65,13 @@ def valid_sizes(fov: int, step: int, largest: int) -> range:
 
 def check_patch(name: str, patch: Sequence[int], fov: Triple, step: Triple) -> None:
     """Raise `InvalidShape`, naming the nearest valid sizes, unless `patch` is a valid input patch."""
+    if len(patch) != len(AXES):
+        raise InvalidShape(f"an input patch of {name} has three sizes (z, y, x), got {by_x(patch)}")
     for axis, n, f, s in zip(AXES, patch, fov, step, strict=True):
         sizes = nearest_valid(n, f, s)
         if sizes != (n,):
-            nearest = f"nearest are {' and '.join(map(str, sizes))}" if len(sizes) > 1 else f"the smallest is {sizes[0]}"
+            both = " and ".join(map(str, sizes))
+            nearest = f"nearest are {both}" if len(sizes) > 1 else f"the smallest is {both}"
             same = len(set(zip(fov, step, strict=True))) == 1
             rule = f"each axis must be {f - 1} + {s} i" if same else f"{axis} must be {f - 1} + {s} i"
             raise InvalidShape(f"input patch {by_x(patch)} does not fit {name}: {rule} (i >= 1); {nearest}")

@@ -63,6 +63,8 @@ class Network:
         Where it came from, in a form that `znni.load` takes: a zoo name or a file's path.
     seed, width : int or None
         What a zoo network was made with.
+    weights_source : str or None
+        The file that the weights came from, where that is not `source`.
     """
 
     def __init__(
@@ -75,9 +77,11 @@ class Network:
         source: str | None = None,
         seed: int | None = None,
         width: int | None = None,
+        weights_source: str | None = None,
     ):
         self.name, self.nodes, self.in_channels = name, tuple(nodes), in_channels
         self.source, self.seed, self.width = source or name, seed, width
+        self.weights_source = weights_source
         self.weights = self._checked(weights)
 
     def _checked(self, weights: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
@@ -187,9 +191,9 @@ class Network:
         `memory_bytes` bounds the whole process; by default three quarters of what the machine has free.
         """
         from znni.default_plan import default_plan
-        from znni.execute import run_array
 
         x = self.check_input(x)
         out = geometry.output_size(x.shape[2:], self.field_of_view)
         plan = default_plan(self, memory_bytes=memory_bytes, threads=threads, volume=out)
-        return run_array(self, plan, x)
+        plan.bind(self, "the default plan")
+        return plan.run(x)
