@@ -4,6 +4,7 @@ ZNNI_MARCH picks the CPU that is built for (gcc's -march, default "native"). Wha
 beside the kernels, so that importing them on a lesser CPU fails with a sentence.
 """
 
+import hashlib
 import os
 import shlex
 import subprocess
@@ -35,6 +36,15 @@ def instruction_sets() -> list[str]:
     return ["pni" if name == "sse3" else name for name in sets]
 
 
+def source_digest() -> str:
+    """SHA-256 of the kernels' sources and the compiler's flags, by which measurements know what they timed."""
+    digest = hashlib.sha256(shlex.join(FLAGS).encode())
+    for path in sorted(p for p in (ROOT / "pyx").iterdir() if p.suffix in (".pyx", ".pxd", ".h")):
+        digest.update(f"\n{path.name} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 class BuildKernels(build_ext):
     """Writes `_build_info.py` where the kernels go."""
 
@@ -42,8 +52,9 @@ class BuildKernels(build_ext):
         super().run()
         folder = ROOT / "znni/_kernels" if self.inplace else Path(self.build_lib) / "znni/_kernels"
         folder.mkdir(parents=True, exist_ok=True)
-        text = f'"""Written by setup.py."""\n\nMARCH = {MARCH!r}\nINSTRUCTION_SETS = {instruction_sets()!r}\n'
-        (folder / "_build_info.py").write_text(text)
+        facts = {"MARCH": MARCH, "INSTRUCTION_SETS": instruction_sets(), "SOURCE_DIGEST": source_digest()}
+        text = "".join(f"{name} = {value!r}\n" for name, value in facts.items())
+        (folder / "_build_info.py").write_text(f'"""Written by setup.py."""\n\n{text}')
 
 
 extensions = [

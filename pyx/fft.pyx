@@ -25,8 +25,8 @@ cdef extern from "fft_rows.h" nogil:
     void zn_fft_lines(const zn_fft *plan, const zn_lines *source, const zn_lines *target, long lines, float *scratch)
     long zn_row_floats(int n)
     long zn_rows_scratch_floats(int n)
-    void zn_rows_forward(const zn_fft *plan, const float *const *row, int have, int count, int dilation, float *re,
-                         float *im, long next, float *scratch)
+    void zn_rows_forward(const zn_fft *plan, const float **row, int have, const float *end, int count, int dilation,
+                         float *re, float *im, long next, float *scratch)
     void zn_rows_inverse(const zn_fft *plan, const float *re, const float *im, long next, float *const *row, int have,
                          int count, float scale, float bias, int code, float pa, float pb, float *scratch)
     void zn_multiply_conj(const float *xr, const float *xi, const float *kr, const float *ki, float *sr, float *si, long n,
@@ -87,7 +87,8 @@ cdef void rows_of_y(const Geometry *g, const float *volume, int y, float *re, fl
         have = min(ZN_ROWS, g.size[0] - z)
         for i in range(have):
             row[i] = volume + ((<long> z + i) * g.size[1] + y) * g.size[2]
-        zn_rows_forward(&g.x, row, have, g.size[2], 1, re + at + z * g.xp, im + at + z * g.xp, g.xp, scratch)
+        zn_rows_forward(&g.x, row, have, volume + <long> g.size[0] * g.size[1] * g.size[2], g.size[2], 1,
+                        re + at + z * g.xp, im + at + z * g.xp, g.xp, scratch)
         z += have
 
 
@@ -118,7 +119,8 @@ cdef void kernel_planes(const Geometry *g, const float *kernel, float *re, float
             for i in range(have):
                 row[i] = kernel + (z * g.kernel[1] + y + i) * g.kernel[2]
             at = z * g.xp + y * g.dilation[1] * next
-            zn_rows_forward(&g.x, row, have, g.kernel[2], g.dilation[2], re + at, im + at, g.dilation[1] * next, scratch)
+            zn_rows_forward(&g.x, row, have, kernel + <long> g.kernel[0] * g.kernel[1] * g.kernel[2], g.kernel[2],
+                            g.dilation[2], re + at, im + at, g.dilation[1] * next, scratch)
             y += have
         if g.dilation[1] > 1:
             for y in range((g.kernel[1] - 1) * g.dilation[1]):

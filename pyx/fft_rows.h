@@ -4,8 +4,8 @@
  * zeros up to whole vectors. Forward transforms are *twice* the unnormalised ones (zn_fft_split). */
 #ifndef ZNNI_FFT_ROWS_H
 #define ZNNI_FFT_ROWS_H
-#include "activation.h"
 #include "fft_lanes.h"
+#include "lane_rows.h"
 
 #define ZN_ROWS (2 * ZN_LANES)
 
@@ -23,30 +23,30 @@ static inline void zn_rows_views(int n, float *scratch, zn_lines *z, zn_lines *a
 }
 
 /* Rows row[0 .. have-1] of `count` floats each, taken as points 0, dilation, 2 dilation .. of n, into spectra at
- * re + l * next, im + l * next. */
-static void zn_rows_forward(const zn_fft *plan, const float *const *row, int have, int count, int dilation, float *re,
-                            float *im, long next, float *scratch) {
+ * re + l * next, im + l * next. The array that the rows lie in ends at `end`. */
+static void zn_rows_forward(const zn_fft *plan, const float **row, int have, const float *end, int count, int dilation,
+                            float *re, float *im, long next, float *scratch) {
     const int n = plan->n, half = n / 2 + 1;
-    const long xp = zn_row_floats(n);
     zn_lines z, a, b, source;
     zn_rows_views(n, scratch, &z, &a, &b, &scratch);
     source = z;
     source.count = (count - 1) * dilation + 1;
-    if (dilation > 1 || have < ZN_ROWS) memset(z.re, 0, source.count * ZN_ROWS * sizeof(float));
-    if (have == ZN_ROWS)
-        for (int i = 0; i < count; i++)
-            for (int l = 0; l < ZN_ROWS; l++) z.re[i * dilation * ZN_ROWS + l] = row[l][i];
-    else
-        for (int l = 0; l < have; l++)
-            for (int i = 0; i < count; i++) z.re[i * dilation * ZN_ROWS + l] = row[l][i];
+    for (int l = have; l < ZN_ROWS; l++) row[l] = row[0]; /* lanes that nobody will ask for */
+    if (dilation > 1) memset(z.re, 0, source.count * ZN_ROWS * sizeof(float));
+    zn_rows_load(row, 0, end, count, 1, z.re, (long)dilation * ZN_ROWS);
+    zn_rows_load(row + ZN_LANES, 0, end, count, 1, z.im, (long)dilation * ZN_ROWS);
     zn_fft_lines(plan, &source, &z, 1, scratch);
     zn_fft_split(n, &z, &a, &b);
-    for (int l = 0; l < have; l++) {
-        const zn_lines *s = l < ZN_LANES ? &a : &b;
-        const float *sr = s->re + l % ZN_LANES, *si = s->im + l % ZN_LANES;
-        float *tr = re + l * next, *ti = im + l * next;
-        for (int k = 0; k < half; k++) tr[k] = sr[k * ZN_ROWS], ti[k] = si[k * ZN_ROWS];
-        for (long k = half; k < xp; k++) tr[k] = ti[k] = 0.0f;
+    for (int part = 0; part < 4; part++) { /* real and imaginary parts of a, then of b */
+        const float *from = (part < 2 ? a.re : b.re) + part % 2 * ZN_LANES;
+        const int first = part / 2 * ZN_LANES, some = have - first < ZN_LANES ? have - first : ZN_LANES;
+        float *to = (part % 2 ? im : re) + first * next;
+        for (int k = 0; k < half; k += ZN_LANES) {
+            zn_vec v[ZN_LANES];
+            for (int i = 0; i < ZN_LANES; i++) v[i] = k + i < half ? zn_load(from + (k + i) * ZN_ROWS) : zn_splat(0.0f);
+            zn_transpose(v);
+            for (int l = 0; l < some; l++) zn_store(to + l * next + k, v[l]);
+        }
     }
 }
 
@@ -55,25 +55,30 @@ static void zn_rows_forward(const zn_fft *plan, const float *const *row, int hav
 static void zn_rows_inverse(const zn_fft *plan, const float *re, const float *im, long next, float *const *row, int have,
                             int count, float scale, float bias, int code, float pa, float pb, float *scratch) {
     const int n = plan->n, half = n / 2 + 1;
+    const zn_vec zero = zn_splat(0.0f);
+    int first[ZN_LANES] = {0}, last[2][ZN_LANES];
     zn_lines z, a, b, swapped, target;
     zn_rows_views(n, scratch, &z, &a, &b, &scratch);
-    if (have < ZN_ROWS) memset(a.re, 0, 2 * half * ZN_ROWS * sizeof(float));
-    for (int l = 0; l < have; l++) {
-        const zn_lines *s = l < ZN_LANES ? &a : &b;
-        float *tr = s->re + l % ZN_LANES, *ti = s->im + l % ZN_LANES;
-        const float *sr = re + l * next, *si = im + l * next;
-        for (int k = 0; k < half; k++) tr[k * ZN_ROWS] = sr[k], ti[k * ZN_ROWS] = si[k];
+    for (int part = 0; part < 4; part++) {
+        float *to = (part < 2 ? a.re : b.re) + part % 2 * ZN_LANES;
+        const int at = part / 2 * ZN_LANES, some = have - at < ZN_LANES ? have - at : ZN_LANES;
+        const float *from = (part % 2 ? im : re) + at * next;
+        for (int k = 0; k < half; k += ZN_LANES) {
+            zn_vec v[ZN_LANES];
+            for (int l = 0; l < ZN_LANES; l++) v[l] = l < some ? zn_load(from + l * next + k) * scale : zero;
+            zn_transpose(v);
+            for (int i = 0; i < ZN_LANES && k + i < half; i++) zn_store(to + (k + i) * ZN_ROWS, v[i]);
+        }
     }
     zn_fft_merge(n, &a, &b, &z);
     swapped = zn_lines_swap(z);
     target = swapped;
     target.count = count;
     zn_fft_lines(plan, &swapped, &target, 1, scratch);
-    for (int l = 0; l < have; l++) {
-        float *out = row[l];
-        for (int i = 0; i < count; i++) out[i] = z.re[i * ZN_ROWS + l] * scale;
-        zn_bias_activate(out, count, bias, code, pa, pb);
-    }
+    for (int l = 0; l < ZN_ROWS; l++) last[l / ZN_LANES][l % ZN_LANES] = l < have ? count : 0;
+    zn_rows_store(z.re, ZN_ROWS, count, zero + bias, code, pa, pb, row, 0, 1, first, last[0]);
+    if (have > ZN_LANES)
+        zn_rows_store(z.im, ZN_ROWS, count, zero + bias, code, pa, pb, row + ZN_LANES, 0, 1, first, last[1]);
 }
 
 /* s += x * conj(k), n complex floats in planes; `first` writes instead of adding. */

@@ -9,7 +9,8 @@ from znni.program import Choice
 from znni.solve import Option, smallest_bytes, solve
 
 NODE = st.tuples(
-    st.integers(0, 20), st.lists(st.tuples(st.integers(1, 30), st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=4)
+    st.integers(0, 20),
+    st.lists(st.tuples(st.integers(1, 30), st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=4),
 )
 
 

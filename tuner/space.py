@@ -48,7 +48,9 @@ class Space:
         """The candidate at `steps` steps along each axis."""
         if self.output is not None:
             return Candidate(self.output, batch, pooling, threads)
-        output = tuple(min(n, most) * s for n, most, s in zip(steps, self.most_steps[pooling], self.step[pooling], strict=True))
+        output = tuple(
+            min(n, most) * s for n, most, s in zip(steps, self.most_steps[pooling], self.step[pooling], strict=True)
+        )
         return Candidate(output, batch, pooling, threads)
 
     def steps_of(self, candidate: Candidate) -> Triple:
@@ -172,7 +174,17 @@ def guesses(space: Space, start: Candidate) -> list[dict]:
             found.append(found[0] | {"threads": threads})
     if space.output is not None:
         return found
-    for change in ((1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (-1, 0, 0), (0, -1, 0), (0, 0, -1), (2, 2, 2), (-1, -1, -1)):
+    for change in (
+        (1, 1, 1),
+        (1, 0, 0),
+        (0, 1, 0),
+        (0, 0, 1),
+        (-1, 0, 0),
+        (0, -1, 0),
+        (0, 0, -1),
+        (2, 2, 2),
+        (-1, -1, -1),
+    ):
         moved = tuple(s + c for s, c in zip(steps, change, strict=True))
         if all(1 <= m <= most for m, most in zip(moved, space.most_steps[start.pooling], strict=True)):
             found.append(params_of(space, space.candidate(start.pooling, moved, start.batch, start.threads)))

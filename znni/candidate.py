@@ -99,6 +99,7 @@ def plan_of(
             "source": network.source,
             "seed": network.seed,
             "width": network.width,
+            "weights": network.weights_source,
         },
         machine=machine,
         limits={"host_bytes": limit_bytes, "device_bytes": None},

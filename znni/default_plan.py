@@ -55,7 +55,9 @@ def default_candidate(
     best, best_rate = None, 0.0
     for family in _outputs(network, volume):
         for output in family:
-            solved = solve_candidate(network, Candidate(output, 1, "fragments", predictor.threads), predictor, budget_bytes)
+            solved = solve_candidate(
+                network, Candidate(output, 1, "fragments", predictor.threads), predictor, budget_bytes
+            )
             if solved is None:
                 break  # a larger one of the family does not fit either
             rate = solved.voxels_per_s * _use(output, volume)
@@ -118,7 +120,12 @@ def default_plan(
     if solved is None:
         raise limit_too_small(network, predictor, baseline_bytes, limit)
     return plan_of(
-        network, solved, limit_bytes=limit, baseline_bytes=baseline_bytes, machine=machine.describe(), command="default plan"
+        network,
+        solved,
+        limit_bytes=limit,
+        baseline_bytes=baseline_bytes,
+        machine=machine.describe(),
+        command="default plan",
     )
 
 

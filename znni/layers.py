@@ -150,7 +150,9 @@ class MaxPoolFragments:
 
     def output_shape(self, shape: Shape) -> Shape:
         """The shape made of `shape`; `InvalidShape` where fragments would differ in size."""
-        _spatial(shape, tuple(w + s - 1 for w, s in zip(self.window, self.stride, strict=True)), "max-pooling fragments")
+        _spatial(
+            shape, tuple(w + s - 1 for w, s in zip(self.window, self.stride, strict=True)), "max-pooling fragments"
+        )
         size = []
         for axis, n, w, s in zip(AXES, shape[2:], self.window, self.stride, strict=True):
             if (n - w + 1) % s:

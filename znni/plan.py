@@ -118,7 +118,9 @@ class Plan:
         if not isinstance(data, dict):
             raise FormatError(f"{name} is not a plan: expected a JSON object, got {type(data).__name__}")
         if data.get("schema") != SCHEMA:
-            raise FormatError(f"{name} is not a plan this version reads: expected schema {SCHEMA}, got {data.get('schema')!r}")
+            raise FormatError(
+                f"{name} is not a plan this version reads: expected schema {SCHEMA}, got {data.get('schema')!r}"
+            )
         known = {f.name for f in fields(cls)}
         _check(data, name)
         try:
@@ -144,7 +146,9 @@ class Plan:
             os.replace(scratch, path)
         except OSError as error:
             Path(scratch).unlink(missing_ok=True)
-            raise ZnniError(f"cannot write {path}: {error.strerror}; the file that was there, if any, is untouched") from error
+            raise ZnniError(
+                f"cannot write {path}: {error.strerror}; the file that was there, if any, is untouched"
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path, network: Network | None = None) -> Plan:
@@ -162,7 +166,7 @@ class Plan:
         plan = cls.read(path)
         if network is None:
             source = plan.network
-            network = load(source["source"], seed=source.get("seed") or 0, width=source.get("width"))
+            network = load(source["source"], source.get("weights"), source.get("seed"), source.get("width"))
         plan.bind(network, str(path))
         return plan
 
@@ -172,7 +176,9 @@ class Plan:
         try:
             text = Path(path).read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise FormatError(f"cannot read plan {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from error
+            raise FormatError(
+                f"cannot read plan {path}: {getattr(error, 'strerror', None) or 'not a text file'}"
+            ) from error
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:

@@ -78,7 +78,8 @@ def solve(live_bytes: Sequence[int], options: Sequence[Sequence[Option]], limit_
         if level > limit_bytes:
             continue
         allowed = [
-            [o for o in node if live + o.workspace_bytes <= level] for live, node in zip(live_bytes, options, strict=True)
+            [o for o in node if live + o.workspace_bytes <= level]
+            for live, node in zip(live_bytes, options, strict=True)
         ]
         if not all(allowed):
             break  # a lower level allows no more

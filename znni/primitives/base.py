@@ -137,8 +137,8 @@ class Primitive(ABC):
         """An operator for these weights, this input shape, config and thread count."""
 
     def refuse(self, layer: Layer, shape: Shape) -> None:
-        """Raise `Unsupported` with the reason where `supports` has one."""
-        reason = self.supports(layer, shape)
+        """Raise `Unsupported` where `layer` is of another kind, or with the reason where `supports` has one."""
+        reason = self.supports(layer, shape) if layer.kind == self.kind else f"it computes {self.kind} layers"
         if reason:
             raise Unsupported(f"{self.name} cannot compute this {layer.kind} on {by_x(shape)}: {reason}")
 
@@ -168,7 +168,9 @@ def get(name: str) -> Primitive:
 
 def candidates(layer: Layer, shape: Shape, device: str = "cpu") -> list[Primitive]:
     """The primitives on `device` that support `layer` on `shape`."""
-    return [p for p in _registry.values() if p.device == device and p.kind == layer.kind and not p.supports(layer, shape)]
+    return [
+        p for p in _registry.values() if p.device == device and p.kind == layer.kind and not p.supports(layer, shape)
+    ]
 
 
 def config_key(config: Config) -> str:

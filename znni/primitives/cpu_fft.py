@@ -99,9 +99,13 @@ class CpuFft(Primitive):
         inverse = ny * xh * per_z + out[2] * xh * per_y + out[2] * out[3] * per_x
         batch, pairs = shape[0], shape[1] * out[1]
         rounds = -(-batch // config["batch"])
-        flop = batch * shape[1] * forward + rounds * pairs * kernel + batch * (out[1] * inverse + pairs * 4 * s.spectrum)
+        flop = (
+            batch * shape[1] * forward + rounds * pairs * kernel + batch * (out[1] * inverse + pairs * 4 * s.spectrum)
+        )
         # each output channel reads all input spectra again
-        moved = 4 * (batch * shape[1] * s.spectrum * (out[1] + 3) + batch * out[1] * 2 * s.partial + prod(shape) + prod(out))
+        moved = 4 * (
+            batch * shape[1] * s.spectrum * (out[1] + 3) + batch * out[1] * 2 * s.partial + prod(shape) + prod(out)
+        )
         return Cost(flop, moved)
 
     def prepare(self, layer: Layer, weights: Weights, shape: Shape, config: Config, threads: int) -> Operator:
