@@ -1,0 +1,384 @@
+"""The search for the fastest plan within a limit: Optuna outside, the exact solver inside.
+
+Optuna is asked for the patch, batch, form of pooling and threads, and told output voxels per second. Inside each trial the
+choice of primitives is exact (`znni.solve`), on what is measured and, where nothing is, on what is predicted; a trial whose
+optimistic bound cannot beat the best is told its prediction and never run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import optuna
+from optuna.trial import TrialState
+
+from tuner.measure import Measurer, PlanRun
+from tuner.space import Infeasible, Space, build_space, candidate_of, distributions, guesses, thread_counts
+from znni.candidate import SLACK_BYTES, Candidate, Solved, plan_of, solve_candidate
+from znni.default_plan import default_candidate, limit_too_small
+from znni.errors import PlanMismatch, RunFailed
+from znni.layers import Triple
+from znni.machine import Machine, this_machine
+from znni.network import Network
+from znni.plan import Plan
+from znni.predict import Predictor
+
+#: How much faster than predicted a plan may turn out: where all was measured, and where the cost model guessed.
+_OPTIMISM = {"measured": 1.1, "scaled": 1.15, "model": 1.4}
+#: A plan must be predicted to gain at least this much on the best measured one to be worth running.
+_WORTHWHILE = 1.02
+#: Trials in a row that lead to no measurement, after which the search has converged.
+_IDLE_TRIALS = 80
+#: Share of the budget kept for confirming.
+_CONFIRM_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a tuning. `output` fixes the output patch (z, y, x); `threads` None leaves them to the search."""
+
+    memory_bytes: int
+    threads: int | None = None
+    budget_s: float = 60.0
+    tolerance: float = 2e-5
+    seed: int = 0
+    normalise: str = "none"
+    frozen: bool = False
+    output: Triple | None = None
+
+    def digest(self, network: Network, machine: Machine) -> str:
+        """What two requests must share to be the same one; the budget and `frozen` are not part of it."""
+        parts = [
+            network.digest, machine.fingerprint, self.memory_bytes, self.threads, self.tolerance, self.seed, self.normalise,
+            self.output,
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@dataclass
+class Measured:
+    """A plan that ran end to end, with all its samples."""
+
+    solved: Solved
+    plan: Plan
+    runs: list[PlanRun] = field(default_factory=list)
+
+    @property
+    def voxels_per_s(self) -> float:
+        """Output voxels per second by the median of all rounds."""
+        return self.plan.throughput["measured_voxels_per_s"]
+
+
+def tune(
+    network: Network,
+    request: Request,
+    store,
+    *,
+    save: Callable[[Plan], None] | None = None,
+    progress: Callable[[dict], None] | None = None,
+    command: str = "",
+) -> Plan:
+    """The fastest plan found for `request` within its budget; from the store alone where it was spent already.
+
+    Parameters
+    ----------
+    store : znni.store.Store
+        Where every measurement is kept, and what earlier searches found.
+    save : callable, optional
+        Called with every plan that is the best so far, the unmeasured default plan first.
+    progress : callable, optional
+        Called with events: ``stage``, ``spent_s``, ``budget_s``, ``best_voxels_per_s``, ``trials``, ``measurements``,
+        ``failed``, ``note``.
+
+    Raises
+    ------
+    MemoryLimit
+        Where no patch fits; it says the smallest limit that would do.
+    InvalidShape
+        Where the fixed patch cannot be.
+    """
+    machine = this_machine()
+    digest = request.digest(network, machine)
+    earlier = store.request(digest)
+    if earlier and earlier.plan and earlier.complete and earlier.spent_s >= request.budget_s:
+        plan = Plan.from_dict(earlier.plan, "the stored plan")
+        plan.command = command or plan.command
+        plan.bind(network, "the stored plan")
+        if save:
+            save(plan)
+        return plan
+    if request.frozen:
+        raise PlanMismatch(
+            "--frozen: the store holds no finished search for this request; run it once without --frozen"
+        )
+    search = _Search(network, request, store, machine, digest, save, progress, command)
+    search.spent_before_s = earlier.spent_s if earlier else 0.0
+    try:
+        return search.run()
+    finally:
+        search.close()
+
+
+class _Search:
+    """One tuning in progress."""
+
+    def __init__(self, network, request, store, machine, digest, save, progress, command):
+        self.network, self.request, self.store, self.machine, self.digest = network, request, store, machine, digest
+        self.save, self.progress, self.command = save, progress, command
+        self.spent_before_s = 0.0
+        self.measurer = Measurer(network, store, machine, request.memory_bytes, digest)
+        self.threads = (request.threads,) if request.threads else thread_counts(machine.cores)
+        self.predictors = {threads: self._predictor(threads) for threads in self.threads}
+        self.infeasible = Infeasible()
+        self.measured: dict[str, Measured] = {}
+        self.trials = 0
+        self.kept: Plan | None = None
+
+    def _predictor(self, threads: int) -> Predictor:
+        flop_per_s, bytes_per_s = self.measurer.ceilings(threads)
+        return Predictor(threads, flop_per_s, bytes_per_s, self.measurer.known(threads))
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of the budget used so far, earlier sessions included."""
+        return self.spent_before_s + self.measurer.elapsed_s
+
+    @property
+    def left_s(self) -> float:
+        return self.request.budget_s - self.spent_s
+
+    @property
+    def best(self) -> Measured | None:
+        return max(self.measured.values(), key=lambda m: m.voxels_per_s, default=None)
+
+    def close(self) -> None:
+        """Stop the workers and note what was spent."""
+        self.measurer.close()
+        self._note_request(complete=None)
+
+    def run(self) -> Plan:
+        """Default plan, layers, search, confirmation."""
+        self.baseline_bytes = self.measurer.baseline_bytes()
+        self.budget_bytes = self.request.memory_bytes - self.baseline_bytes - SLACK_BYTES
+        space = build_space(self.network, self.budget_bytes, self.threads, self.request.output)
+        start = self._default(space)
+        self._keep(self._plan(start))
+        self._tell("default", "running the default plan")
+        self._run_plan(start)
+        self._measure_alternatives(start)
+        self._outer(space, start)
+        best = self._confirm()
+        self._note_request(complete=True)
+        self._tell("done", "")
+        return best
+
+    def _default(self, space: Space) -> Solved:
+        predictor = self.predictors[max(self.threads)]
+        if not space.pooling:
+            raise limit_too_small(self.network, predictor, self.baseline_bytes, self.request.memory_bytes)
+        if self.request.output is None:
+            solved = default_candidate(self.network, predictor, self.budget_bytes)
+        else:
+            fixed = space.candidate(space.pooling[0], (1, 1, 1), 1, max(self.threads))
+            solved = solve_candidate(self.network, fixed, predictor, self.budget_bytes)
+        if solved is None:
+            raise limit_too_small(self.network, predictor, self.baseline_bytes, self.request.memory_bytes)
+        return solved
+
+    def _outer(self, space: Space, start: Solved) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        done = self.store.trials_of(self.digest)
+        sampler = optuna.samplers.TPESampler(seed=self.request.seed + done, n_startup_trials=20)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        space_ranges = distributions(space)
+        for guess in guesses(space, start.candidate):
+            study.enqueue_trial(guess, skip_if_exists=True)
+        seen: dict[Candidate, float | None] = {}
+        idle = 0
+        while idle < min(_IDLE_TRIALS, space.points) and self.left_s > self._reserve_s():
+            trial = study.ask(space_ranges)
+            self.trials += 1
+            candidate = candidate_of(space, trial.params)
+            if candidate in seen:
+                value = seen[candidate]
+                measured = False
+            else:
+                value, measured = self._try(candidate, trial)
+                seen[candidate] = value
+            idle = 0 if measured else idle + 1
+            if value is None:
+                study.tell(trial, state=TrialState.PRUNED)
+            else:
+                study.tell(trial, value)
+            if self.trials % 20 == 0:
+                self._tell("plan", "searching")
+
+    def _try(self, candidate: Candidate, trial: optuna.Trial) -> tuple[float | None, bool]:
+        """Voxels per second of a candidate (predicted, or measured where it looks best), and whether anything was run."""
+        if self.infeasible.rules_out(candidate):
+            trial.set_constraint("host_bytes", 1.0)
+            return None, False
+        solved = self._solve(candidate)
+        if solved is None:
+            self.infeasible.add(candidate)
+            trial.set_constraint("host_bytes", 1.0)
+            return None, False
+        trial.set_constraint("host_bytes", solved.solution.total_bytes / self.budget_bytes - 1.0)
+        measured = False
+        for _ in range(3):
+            if not self._promising(solved):
+                return solved.voxels_per_s, measured
+            if not self._measure_missing(solved):
+                break
+            measured = True
+            solved = self._solve(candidate)
+        best = self.best
+        if best and solved.voxels_per_s < _WORTHWHILE * best.voxels_per_s:
+            return solved.voxels_per_s, measured
+        ran = self._run_plan(solved)
+        return (ran.voxels_per_s if ran else solved.voxels_per_s), ran is not None or measured
+
+    def _solve(self, candidate: Candidate) -> Solved | None:
+        return solve_candidate(self.network, candidate, self.predictors[candidate.threads], self.budget_bytes)
+
+    def _promising(self, solved: Solved) -> bool:
+        """Whether the candidate could beat the best measured plan, were every prediction too slow by its usual error."""
+        if self.best is None:
+            return True
+        optimistic_s = sum(option.seconds / _OPTIMISM[option.basis] for option in solved.solution.options)
+        bound = solved.voxels_per_s * solved.solution.seconds / optimistic_s
+        return bound > _WORTHWHILE * self.best.voxels_per_s
+
+    def _measure_missing(self, solved: Solved) -> bool:
+        """Measure what the plan's layers are only guessed to take; whether anything was."""
+        threads, ran = solved.candidate.threads, False
+        for node, option in zip(solved.nodes, solved.solution.options, strict=True):
+            if option.basis == "model" and self.left_s > self._reserve_s():
+                row = self.measurer.layer(node, solved.shapes[node.inputs[0]], option, threads)
+                if row:
+                    self.predictors[threads].add(row)
+                    ran = True
+                self._tell("layers", f"{node.name} by {option.choice.primitive}")
+        return ran
+
+    def _measure_alternatives(self, solved: Solved) -> None:
+        """Measure, for the default plan's patch, the options of each node that may be fastest."""
+        predictor = self.predictors[solved.candidate.threads]
+        deadline_s = self.left_s / 2
+        ranked = sorted(zip(solved.nodes, solved.solution.options, strict=True), key=lambda pair: -pair[1].seconds)
+        for node, chosen in ranked:
+            shape = solved.shapes[node.inputs[0]]
+            options = sorted(predictor.options(node, shape), key=lambda option: option.seconds)
+            tried: set[str] = set()
+            for option in options:
+                near = option.seconds <= 2 * chosen.seconds
+                known = option.basis == "measured" or len([p for p in tried if p == option.choice.primitive]) > 2
+                if (
+                    not near
+                    or known
+                    or self.left_s < deadline_s
+                    or option.seconds * 10 < 0.001 * solved.solution.seconds
+                ):
+                    continue
+                row = self.measurer.layer(node, shape, option, solved.candidate.threads)
+                tried.add(option.choice.primitive)
+                if row:
+                    predictor.add(row)
+                self._tell("layers", f"{node.name} by {option.choice.primitive}")
+
+    def _reserve_s(self) -> float:
+        """Seconds to keep for confirming: two rounds of the best plan, but no more than a share of the budget."""
+        best = self.best
+        once = best.runs[-1].seconds if best else 0.0
+        return min(2 * once + 1.0, _CONFIRM_SHARE * self.request.budget_s)
+
+    def _plan(self, solved: Solved) -> Plan:
+        return plan_of(
+            self.network,
+            solved,
+            limit_bytes=self.request.memory_bytes,
+            baseline_bytes=self.baseline_bytes,
+            machine=self.machine.describe(),
+            normalise=self.request.normalise,
+            command=self.command,
+        )
+
+    def _run_plan(self, solved: Solved) -> Measured | None:
+        """Run a plan end to end in a fresh process; None where that failed (and why is stored)."""
+        plan = self._plan(solved)
+        entry = self.measured.get(plan.digest) or Measured(solved, plan)
+        run = self.measurer.plan(plan, timeout_s=max(self.left_s, 10.0) + 4 * solved.solution.seconds)
+        if run is None:
+            self._tell("plan", f"failed: {self.measurer.last_failure}")
+            return None
+        entry.runs.append(run)
+        self._fill(entry)
+        self.measured[plan.digest] = entry
+        if self.best is entry:
+            self._keep(plan)
+        self._tell("plan", "measured")
+        return entry
+
+    def _fill(self, entry: Measured) -> None:
+        summary = self.measurer.summary(entry.plan, entry.runs)
+        entry.plan.throughput.update(measured_voxels_per_s=summary.voxels_per_s, interval=list(summary.interval))
+        entry.plan.memory["measured_peak_bytes"] = max(run.peak_bytes for run in entry.runs)
+
+    def _confirm(self) -> Plan:
+        """Run the two best plans again in turn; inside the noise the one that needs less memory wins."""
+        top = sorted(self.measured.values(), key=lambda m: -m.voxels_per_s)[:2]
+        if not top:
+            raise RunFailed(f"no plan for {self.network.name} ran to its end: {self.measurer.last_failure}")
+        rivals = [m for m in top if m.voxels_per_s > 0.9 * top[0].voxels_per_s]
+        for _ in range(3):
+            for entry in rivals:
+                if self.left_s > entry.runs[-1].seconds:
+                    self._run_plan(entry.solved)
+        winner = max(rivals, key=lambda m: m.voxels_per_s)
+        for entry in rivals:
+            overlap = entry.plan.throughput["interval"][1] >= winner.plan.throughput["interval"][0]
+            if overlap and entry.plan.memory["measured_peak_bytes"] < winner.plan.memory["measured_peak_bytes"]:
+                winner = entry
+        winner.plan.search.update(complete=True)
+        self._keep(winner.plan)
+        return winner.plan
+
+    def _keep(self, plan: Plan) -> None:
+        """Make `plan` the one that an interruption leaves."""
+        plan.search.update(
+            trials=self.trials,
+            measurements=self.measurer.measurements,
+            seed=self.request.seed,
+            budget_s=self.request.budget_s,
+            table_digest=self.measurer.table_digest(),
+        )
+        self.kept = plan
+        self._note_request(complete=None)
+        if self.save:
+            self.save(plan)
+
+    def _note_request(self, complete: bool | None) -> None:
+        kept = self.kept.to_dict() if self.kept else None
+        self.store.save_request(
+            self.digest, spent_s=self.spent_s, trials=self.trials, plan=kept, complete=bool(complete)
+        )
+
+    def _tell(self, stage: str, note: str) -> None:
+        if self.progress is None:
+            return
+        best = self.best
+        self.progress(
+            {
+                "stage": stage,
+                "spent_s": self.spent_s,
+                "budget_s": self.request.budget_s,
+                "best_voxels_per_s": best.voxels_per_s if best else None,
+                "trials": self.trials,
+                "measurements": self.measurer.measurements,
+                "failed": self.measurer.failures,
+                "note": note,
+            }
+        )

@@ -1,0 +1,236 @@
+"""What a worker process runs for the tuner (`tuner.worker`): functions of a JSON payload and of ``on_sample``."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from tuner.sampled_truth import relative_l2, sample_points, truth_at
+from znni.arena import aligned_empty
+from znni.ceilings import measure_ceilings
+from znni.errors import RunFailed
+from znni.layers import Conv, Layer, Shape, layer_of
+from znni.primitives import get
+from znni.process_memory import peak_resident_bytes, reset_peak, resident_bytes
+from znni.timing import LONG_SECONDS, summarise, time_callable
+
+OnSample = Callable[[float], object]
+
+#: Output voxels, all channels each, on which a layer's result is compared with float64.
+CHECKED_VOXELS = 64
+#: What a measured peak may exceed a prediction by: the kernels' own code and the threads' stacks, where this is their
+#: first use (3.3 MiB were seen), and rounding to huge pages.
+MEMORY_SLACK_BYTES = 8 << 20
+_MIB = 1 << 20
+
+
+def ping(payload: dict, on_sample: OnSample) -> dict:
+    """The payload itself."""
+    return payload
+
+
+def ceilings(payload: dict, on_sample: OnSample) -> dict:
+    """Peak FLOP/s and bytes/s of ``threads`` threads; ``l3_bytes`` sizes the arrays (`znni.ceilings`)."""
+    found = measure_ceilings(payload["threads"], payload.get("l3_bytes", 0))
+    return {"flop_per_s": found.flop_per_s, "bytes_per_s": found.bytes_per_s, "disturbed": found.disturbed}
+
+
+def seeded_layer(layer: Layer, shape: Shape, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """An input of normal values, and weights that keep their deviation; the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(shape, dtype=np.float32)
+    weights = {}
+    if isinstance(layer, Conv):
+        weights = {
+            name: rng.standard_normal(own, dtype=np.float32) for name, own in layer.weight_shapes(shape[1]).items()
+        }
+        weights["weight"] *= np.float32(weights["weight"][0].size ** -0.5)
+    return x, weights
+
+
+def measure_layer(payload: dict, on_sample: OnSample) -> dict:
+    """Time one primitive on one layer, and see that it keeps its word on memory and computes what it should.
+
+    Payload: ``layer`` (as `znni.layers.describe`), ``shape`` (of its input), ``primitive``, ``config``, ``threads``,
+    ``cap_s``, and optionally ``best_s`` (`znni.timing.time_callable`), ``seed`` (0), ``check`` (false: compare sampled
+    output voxels with float64) and ``tolerance`` of that comparison (the primitive's own).
+
+    Result: ``timing`` (`Timing.to_dict`), ``prepare_s``, ``prepare_peak_bytes`` (what preparing took at most),
+    ``predicted_bytes`` and ``measured_bytes`` (resident and workspace; the latter is what the process grew by at most
+    during the first call), ``relative_l2`` (None unless checked).
+
+    Raises
+    ------
+    RunFailed
+        Where it took more bytes than it said, left elements of the output unwritten or not finite, or missed the
+        tolerance.
+    """
+    layer, shape = layer_of(payload["layer"]), tuple(payload["shape"])
+    primitive = get(payload["primitive"])
+    primitive.refuse(layer, shape)
+    x, weights = seeded_layer(layer, shape, payload.get("seed", 0))
+    out = np.full(layer.output_shape(shape), np.nan, np.float32)
+
+    _give_back_freed_memory()
+    before = resident_bytes()
+    reset_peak()
+    start = time.perf_counter()
+    operator = primitive.prepare(layer, weights, shape, payload["config"], payload["threads"])
+    prepare_s = time.perf_counter() - start
+    prepare_peak_bytes = max(0, peak_resident_bytes() - before)
+    predicted_bytes = operator.memory.host_resident_bytes + operator.memory.host_workspace_bytes
+    workspace = aligned_empty(operator.memory.host_workspace_bytes)
+
+    reset_peak()
+    peaks: list[int] = []
+
+    def call() -> None:
+        operator(x, out, workspace)
+        if not peaks:  # the first call touches all it ever will, and statistics have not begun to take memory
+            peaks.append(peak_resident_bytes())
+
+    timing = time_callable(call, cap_s=payload["cap_s"], best_s=payload.get("best_s"), on_sample=on_sample)
+    measured_bytes = max(0, peaks[0] - before)
+
+    if not np.isfinite(out.sum(dtype=np.float64)):  # one value that is not makes the sum so
+        raise RunFailed(f"{primitive.name} left values unwritten or not finite")
+    if measured_bytes > predicted_bytes + MEMORY_SLACK_BYTES and not primitive.foreign:
+        raise RunFailed(
+            f"{primitive.name} took {measured_bytes / _MIB:.1f} MiB, more than the {predicted_bytes / _MIB:.1f} MiB "
+            "that it said it would"
+        )
+    error = _sampled_error(layer, weights, x, out) if payload.get("check") else None
+    tolerance = payload.get("tolerance", primitive.tolerance)
+    if error is not None and not error <= tolerance:
+        raise RunFailed(
+            f"{primitive.name} computed something else: relative L2 error {error:.1e}, allowed {tolerance:.0e}"
+        )
+    return {
+        "timing": timing.to_dict(),
+        "prepare_s": prepare_s,
+        "prepare_peak_bytes": prepare_peak_bytes,
+        "predicted_bytes": predicted_bytes,
+        "measured_bytes": measured_bytes,
+        "relative_l2": error,
+    }
+
+
+def _give_back_freed_memory() -> None:
+    """What earlier tasks freed, but malloc still holds, would hide what this one takes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library
+    if trim:
+        trim(0)
+
+
+def _sampled_error(layer: Layer, weights: dict[str, np.ndarray], x: np.ndarray, out: np.ndarray) -> float:
+    points = sample_points(out.shape, CHECKED_VOXELS)
+    found = out[points[:, 0], :, points[:, 1], points[:, 2], points[:, 3]]
+    return relative_l2(found, truth_at(layer, weights, x, points))
+
+
+def run_plan(payload: dict, on_sample: OnSample) -> dict:
+    """Run a plan end to end on patches of noise, in a process that ran nothing else, so that the peak is its own.
+
+    Payload: ``plan`` (a path, or the plan's JSON data), ``rounds`` (samples wanted), and optionally ``cap_s`` (seconds
+    after which none is begun), ``network`` (``source``, ``weights``, ``seed``, ``width`` of `znni.load.load`; what
+    the plan names), ``limit_bytes`` (of this process), ``seed`` (0) and ``as_run`` (false: first import all that
+    ``znni-tune run`` may need).
+
+    Result: ``seconds`` (of each run; filling the input is not timed), ``median_s``, ``iqr_s``, ``interval_s``,
+    ``single`` (only one sample, because the plan takes seconds or the cap allowed no more), ``voxels`` (output voxels
+    of one run), ``steps`` ({name: median seconds}), ``baseline_bytes`` (resident before the program was made),
+    ``peak_bytes`` (of the process, from its start).
+
+    Raises
+    ------
+    MemoryLimit
+        Where the plan needs more than is free, or than ``limit_bytes``.
+    PlanMismatch
+        Where it belongs to another network, or cannot run here.
+    RunFailed
+        Where its output is not finite.
+    """
+    from znni.plan import Plan
+
+    if payload.get("as_run"):
+        _import_what_running_needs()
+    given = payload["plan"]
+    plan = Plan.read(given) if isinstance(given, str) else Plan.from_dict(given)
+    plan.bind(_network(payload.get("network") or plan.network))
+    baseline_bytes = resident_bytes()
+    program = plan.program(payload.get("limit_bytes"))
+    for step in program.steps:  # no page is touched for the first time while the clock runs
+        for view in (step.x, step.out, step.workspace):
+            view.fill(0)
+    rng = np.random.default_rng(payload.get("seed", 0))
+    cap_s = payload.get("cap_s", math.inf)
+    start = time.perf_counter()
+
+    def run() -> tuple[float, list[float]]:
+        rng.standard_normal(out=program.input, dtype=np.float32)
+        begun = time.perf_counter()
+        steps = program.run_timed()
+        return time.perf_counter() - begun, steps
+
+    first_s, steps = run()
+    runs = []
+    if first_s >= LONG_SECONDS or 2 * first_s > cap_s:
+        runs.append((first_s, steps))
+        on_sample(first_s)
+    while not runs or (
+        first_s < LONG_SECONDS and len(runs) < payload["rounds"] and time.perf_counter() - start + runs[-1][0] <= cap_s
+    ):
+        runs.append(run())
+        on_sample(runs[-1][0])
+    peak_bytes = peak_resident_bytes()
+    if not np.isfinite(program.output.sum(dtype=np.float64)):
+        raise RunFailed("the plan's output holds values that are not finite")
+    summary = summarise([seconds for seconds, _ in runs])
+    return {
+        "seconds": [seconds for seconds, _ in runs],
+        "median_s": summary.median_s,
+        "iqr_s": summary.iqr_s,
+        "interval_s": summary.interval_s,
+        "single": len(runs) == 1,
+        "voxels": plan.batch * int(np.prod(plan.output_patch)),
+        "steps": {step.name: float(np.median([own[i] for _, own in runs])) for i, step in enumerate(program.steps)},
+        "baseline_bytes": baseline_bytes,
+        "peak_bytes": peak_bytes,
+    }
+
+
+def baseline(payload: dict, on_sample: OnSample) -> dict:
+    """What ``znni-tune run`` takes before a plan's program: interpreter, modules and the ``network`` of the payload.
+
+    Result: ``resident_bytes``, and ``peak_bytes``, which loading the network may have made larger for a moment.
+    """
+    _import_what_running_needs()
+    network = _network(payload["network"])
+    found = {"resident_bytes": resident_bytes(), "peak_bytes": peak_resident_bytes()}
+    return found | {"weight_bytes": network.weight_bytes}
+
+
+def _network(source: dict):
+    from znni.load import load
+
+    return load(source["source"], weights=source.get("weights"), seed=source.get("seed"), width=source.get("width"))
+
+
+def _import_what_running_needs() -> None:
+    for module in ("tuner.cli", "tuner.commands", "znni.volume", "znni.volume_files", "znni.execute", "znni.machine"):
+        importlib.import_module(module)
+    for module in ("h5py", "tifffile"):
+        if importlib.util.find_spec(module) is not None:
+            importlib.import_module(module)
+
+
+run_plan.needs_fresh_process = True
+baseline.needs_fresh_process = True
+
+TASKS = {task.__name__: task for task in (ping, ceilings, measure_layer, run_plan, baseline)}
