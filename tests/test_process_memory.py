@@ -1,0 +1,49 @@
+"""Resident memory, its peak, and what is free, against memory that is really taken."""
+
+import numpy as np
+import pytest
+
+from znni import process_memory
+from znni.errors import ZnniError
+from znni.process_memory import (
+    available_bytes,
+    peak_resident_bytes,
+    reset_peak,
+    resident_bytes,
+    total_bytes,
+)
+
+MIB = 1 << 20
+
+
+def test_resident_memory_follows_what_is_touched():
+    before = resident_bytes()
+    taken = np.ones(64 * MIB, np.uint8)
+    assert resident_bytes() - before > 60 * MIB
+    del taken
+
+
+def test_the_peak_outlasts_what_is_given_back_until_it_is_reset():
+    np.ones(96 * MIB, np.uint8)  # taken and given back at once
+    peak = peak_resident_bytes()
+    assert peak >= resident_bytes() + 60 * MIB
+    reset_peak()
+    assert peak_resident_bytes() < peak - 60 * MIB
+    assert abs(peak_resident_bytes() - resident_bytes()) < 16 * MIB
+
+
+def test_a_peak_that_cannot_be_reset_is_said_in_words(monkeypatch, tmp_path):
+    monkeypatch.setattr(process_memory, "_CLEAR_REFS", tmp_path / "missing" / "clear_refs")
+    with pytest.raises(ZnniError, match=r"cannot reset the peak .* fresh process"):
+        reset_peak()
+
+
+def test_available_is_within_the_machine():
+    assert 0 < available_bytes() <= total_bytes()
+
+
+def test_available_is_bounded_by_the_tightest_cgroup(monkeypatch):
+    monkeypatch.setattr(process_memory, "memory_limits", lambda: [(100 * MIB, 40 * MIB), (80 * MIB, 70 * MIB)])
+    assert available_bytes() == 10 * MIB
+    monkeypatch.setattr(process_memory, "memory_limits", lambda: [(10 * MIB, 40 * MIB)])
+    assert available_bytes() == 0

@@ -1,0 +1,105 @@
+"""Truth for one layer on a sample of output voxels: float64, by its definition, independent of every primitive."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from znni.layers import (
+    Activation,
+    Conv,
+    Layer,
+    MaxFilter,
+    Maxout,
+    MaxPool,
+    MaxPoolFragments,
+    Recombine,
+    Shape,
+    Triple,
+)
+
+
+def sample_points(shape: Shape, count: int, seed: int = 0) -> np.ndarray:
+    """`count` voxels (batch, z, y, x) of an array of `shape`, with the first and the last among them."""
+    rng = np.random.default_rng(seed)
+    sizes = (shape[0], *shape[2:])
+    points = np.stack([rng.integers(0, n, count) for n in sizes], axis=1)
+    points[0] = 0
+    points[-1] = [n - 1 for n in sizes]
+    return points
+
+
+def activated(y: np.ndarray, activation: Activation) -> np.ndarray:
+    """The activation applied in float64."""
+    match activation.name:
+        case "linear":
+            return y
+        case "relu":
+            return np.maximum(y, 0)
+        case "leaky_relu":
+            return np.where(y > 0, y, activation.a * y)
+        case "elu":
+            return np.where(y > 0, y, activation.a * np.expm1(np.minimum(y, 0)))
+        case "tanh":
+            return activation.a * np.tanh(activation.b * y)
+    return 1 / (1 + np.exp(-y))
+
+
+def truth_at(layer: Layer, weights: dict[str, np.ndarray], x: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The layer's result at `points` (batch, z, y, x of its output): float64 (points, channels)."""
+    matrix = None
+    if isinstance(layer, Conv):
+        matrix = weights["weight"].reshape(layer.out_channels, -1).astype(np.float64)
+    bias = weights.get("bias")
+    return np.stack([_at(layer, matrix, bias, x, int(b), (int(z), int(y), int(v))) for b, z, y, v in points])
+
+
+def _window(x: np.ndarray, batch: int, start: Triple, size: Triple, dilation: Triple = (1, 1, 1)) -> np.ndarray:
+    """Voxels (channels, z, y, x) of one batch element from `start` on, `dilation` apart; zeros outside of it."""
+    taken = np.zeros((x.shape[1], *size))
+    here, there = [], []
+    for n, first, count, step in zip(x.shape[2:], start, size, dilation, strict=True):
+        inside = [i for i in range(count) if 0 <= first + i * step < n]
+        if not inside:
+            return taken
+        here.append(slice(inside[0], inside[-1] + 1))
+        there.append(slice(first + inside[0] * step, first + inside[-1] * step + 1, step))
+    taken[:, here[0], here[1], here[2]] = x[batch, :, there[0], there[1], there[2]]
+    return taken
+
+
+def _at(
+    layer: Layer, matrix: np.ndarray | None, bias: np.ndarray | None, x: np.ndarray, batch: int, at: Triple
+) -> np.ndarray:
+    if isinstance(layer, Conv):
+        start = tuple(p * s - pad for p, s, pad in zip(at, layer.stride, layer.padding, strict=True))
+        seen = _window(x, batch, start, layer.kernel, layer.dilation)
+        return activated(matrix @ seen.ravel() + bias, layer.activation)
+    if isinstance(layer, MaxPool):
+        start = tuple(p * s for p, s in zip(at, layer.stride, strict=True))
+        return _window(x, batch, start, layer.window).max((1, 2, 3))
+    if isinstance(layer, MaxPoolFragments):
+        sz, sy, sx = layer.stride
+        batch, fragment = divmod(batch, sz * sy * sx)
+        offset = (fragment // (sy * sx), fragment // sx % sy, fragment % sx)
+        start = tuple(p * s + o for p, s, o in zip(at, layer.stride, offset, strict=True))
+        return _window(x, batch, start, layer.window).max((1, 2, 3))
+    if isinstance(layer, MaxFilter):
+        return _window(x, batch, at, layer.window, layer.dilation).max((1, 2, 3))
+    if isinstance(layer, Recombine):
+        for stride in layer.strides:
+            z, y, v = (p % s for p, s in zip(at, stride, strict=True))
+            batch = ((batch * stride[0] + z) * stride[1] + y) * stride[2] + v
+            at = tuple(p // s for p, s in zip(at, stride, strict=True))
+        return x[batch, :, at[0], at[1], at[2]].astype(np.float64)
+    seen = x[batch, :, at[0], at[1], at[2]].astype(np.float64)
+    if isinstance(layer, Maxout):
+        return seen.reshape(-1, layer.group).max(1)
+    powers = np.exp(seen - seen.max())
+    return powers / powers.sum()
+
+
+def relative_l2(found: np.ndarray, truth: np.ndarray) -> float:
+    """||found - truth|| / ||truth||."""
+    norm = float(np.linalg.norm(truth))
+    error = float(np.linalg.norm(np.asarray(found, dtype=np.float64) - truth))
+    return error / norm if norm else error
