@@ -115,7 +115,8 @@ def tune(
             "--frozen: the store holds no finished search for this request; run it once without --frozen"
         )
     search = _Search(network, request, store, machine, digest, save, progress, command)
-    search.spent_before_s = earlier.spent_s if earlier else 0.0
+    if earlier:
+        search.spent_before_s, search.trials_before = earlier.spent_s, earlier.trials
     try:
         return search.run()
     finally:
@@ -128,7 +129,7 @@ class _Search:
     def __init__(self, network, request, store, machine, digest, save, progress, command):
         self.network, self.request, self.store, self.machine, self.digest = network, request, store, machine, digest
         self.save, self.progress, self.command = save, progress, command
-        self.spent_before_s = 0.0
+        self.spent_before_s, self.trials_before = 0.0, 0
         self.measurer = Measurer(network, store, machine, request.memory_bytes, digest)
         self.threads = (request.threads,) if request.threads else thread_counts(machine.cores)
         self.predictors = {threads: self._predictor(threads) for threads in self.threads}
@@ -190,8 +191,8 @@ class _Search:
 
     def _outer(self, space: Space, start: Solved) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        done = self.store.trials_of(self.digest)
-        sampler = optuna.samplers.TPESampler(seed=self.request.seed + done, n_startup_trials=20)
+        # the seed of a resumed search must be another one, or it would replay the same draws
+        sampler = optuna.samplers.TPESampler(seed=self.request.seed + self.trials_before, n_startup_trials=20)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         space_ranges = distributions(space)
         for guess in guesses(space, start.candidate):
