@@ -1,0 +1,1 @@
+"""Figures and tables of what was measured (results/ holds the files that they are drawn from)."""

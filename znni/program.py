@@ -88,9 +88,11 @@ class Program:
         Valid from a `run` until the next filling of `input`.
     resident_bytes, arena_bytes : int
         What it holds.
+    network : Network
     """
 
     def __init__(self, network: Network, pooling: str, shape: Shape, choices: Sequence[Choice], threads: int):
+        self.network = network
         nodes = network.lowered(pooling)
         shapes = shapes_through(nodes, shape)
         operators = []
