@@ -57,13 +57,13 @@ def test_the_limit_that_the_error_names_suffices(network):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.pop("network"), "'network'"),
+        (lambda d: d.pop("network"), "network is missing"),
         (lambda d: d.update(schema="znni-plan/9"), "expected schema"),
-        (lambda d: d["patch"].update(input=[1, 2]), "three positive integers"),
+        (lambda d: d["patch"].update(input=[1, 2]), "patch.input must be a list of 3"),
         (lambda d: d["patch"].update(batch=0), "at least 1"),
         (lambda d: d["schedule"].pop("threads"), "schedule.threads"),
-        (lambda d: d.update(layers=[]), "no layers"),
-        (lambda d: d["layers"][0].pop("primitive"), "damaged layer"),
+        (lambda d: d.update(layers=[]), "layers must be a list of 1 or more"),
+        (lambda d: d["layers"][0].pop("primitive"), r"layers\[0\].primitive is missing"),
         (lambda d: d["limits"].update(host_bytes="4GiB"), "limits.host_bytes"),
     ],
 )

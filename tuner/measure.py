@@ -66,14 +66,18 @@ class Measurer:
         self.request = request
         self.measurements = self.failures = 0
         self.last_failure = ""
-        self._started = time.monotonic()
+        self._started, self._stopped = time.monotonic(), None
         self._worker = Worker()
         self._table: list[str] = []
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since this session began."""
-        return time.monotonic() - self._started
+        """Seconds of this session that count."""
+        return (self._stopped or time.monotonic()) - self._started
+
+    def stop_clock(self) -> None:
+        """What comes now is not charged to the budget."""
+        self._stopped = time.monotonic()
 
     def close(self) -> None:
         """Stop the worker."""

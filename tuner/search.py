@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ from znni.machine import Machine, this_machine
 from znni.network import Network
 from znni.plan import Plan
 from znni.predict import Predictor
+from znni.verify import verify
 
 #: How much faster than predicted a plan may turn out: where all was measured, and where the cost model guessed.
 _OPTIMISM = {"measured": 1.1, "scaled": 1.15, "model": 1.4}
@@ -32,6 +34,8 @@ _OPTIMISM = {"measured": 1.1, "scaled": 1.15, "model": 1.4}
 _WORTHWHILE = 1.02
 #: Trials in a row that lead to no measurement, after which the search has converged.
 _IDLE_TRIALS = 80
+#: A node that takes less than this share of a plan is not worth measuring alternatives for.
+_NEGLIGIBLE = 0.02
 #: Share of the budget kept for confirming.
 _CONFIRM_SHARE = 0.25
 
@@ -171,7 +175,9 @@ class _Search:
         self._run_plan(start)
         self._measure_alternatives(start)
         self._outer(space, start)
-        best = self._confirm()
+        ranked = self._confirm()
+        self.measurer.stop_clock()
+        best = self._verified(ranked)
         self._note_request(complete=True)
         self._tell("done", "")
         return best
@@ -266,29 +272,30 @@ class _Search:
         return ran
 
     def _measure_alternatives(self, solved: Solved) -> None:
-        """Measure, for the default plan's patch, the options of each node that may be fastest."""
+        """Measure, for the default plan's patch, the options of each node that may be fastest, the longest node first.
+
+        Of each primitive the two best guesses, in at most half of what is left of the budget.
+        """
         predictor = self.predictors[solved.candidate.threads]
-        deadline_s = self.left_s / 2
+        until_s = self.left_s / 2
         ranked = sorted(zip(solved.nodes, solved.solution.options, strict=True), key=lambda pair: -pair[1].seconds)
         for node, chosen in ranked:
+            if chosen.seconds < _NEGLIGIBLE * solved.solution.seconds:
+                break
             shape = solved.shapes[node.inputs[0]]
-            options = sorted(predictor.options(node, shape), key=lambda option: option.seconds)
-            tried: set[str] = set()
-            for option in options:
-                near = option.seconds <= 2 * chosen.seconds
-                known = option.basis == "measured" or len([p for p in tried if p == option.choice.primitive]) > 2
-                if (
-                    not near
-                    or known
-                    or self.left_s < deadline_s
-                    or option.seconds * 10 < 0.001 * solved.solution.seconds
-                ):
+            tried: Counter[str] = Counter()
+            for option in sorted(predictor.options(node, shape), key=lambda option: option.seconds):
+                name = option.choice.primitive
+                fits = option.workspace_bytes + option.resident_bytes + self.network.weight_bytes < self.budget_bytes
+                if option.seconds > 2 * chosen.seconds or option.basis == "measured" or tried[name] == 2 or not fits:
                     continue
+                if self.left_s < until_s:
+                    return
+                tried[name] += 1
                 row = self.measurer.layer(node, shape, option, solved.candidate.threads)
-                tried.add(option.choice.primitive)
                 if row:
                     predictor.add(row)
-                self._tell("layers", f"{node.name} by {option.choice.primitive}")
+                self._tell("layers", f"{node.name} by {name}")
 
     def _reserve_s(self) -> float:
         """Seconds to keep for confirming: two rounds of the best plan, but no more than a share of the budget."""
@@ -311,6 +318,7 @@ class _Search:
         """Run a plan end to end in a fresh process; None where that failed (and why is stored)."""
         plan = self._plan(solved)
         entry = self.measured.get(plan.digest) or Measured(solved, plan)
+        plan = entry.plan
         run = self.measurer.plan(plan, timeout_s=max(self.left_s, 10.0) + 4 * solved.solution.seconds)
         if run is None:
             self._tell("plan", f"failed: {self.measurer.last_failure}")
@@ -328,8 +336,8 @@ class _Search:
         entry.plan.throughput.update(measured_voxels_per_s=summary.voxels_per_s, interval=list(summary.interval))
         entry.plan.memory["measured_peak_bytes"] = max(run.peak_bytes for run in entry.runs)
 
-    def _confirm(self) -> Plan:
-        """Run the two best plans again in turn; inside the noise the one that needs less memory wins."""
+    def _confirm(self) -> list[Measured]:
+        """Run the two best plans again in turn; all plans, best first. Inside the noise less memory wins."""
         top = sorted(self.measured.values(), key=lambda m: -m.voxels_per_s)[:2]
         if not top:
             raise RunFailed(f"no plan for {self.network.name} ran to its end: {self.measurer.last_failure}")
@@ -343,9 +351,24 @@ class _Search:
             overlap = entry.plan.throughput["interval"][1] >= winner.plan.throughput["interval"][0]
             if overlap and entry.plan.memory["measured_peak_bytes"] < winner.plan.memory["measured_peak_bytes"]:
                 winner = entry
-        winner.plan.search.update(complete=True)
-        self._keep(winner.plan)
-        return winner.plan
+        return [winner, *sorted((m for m in self.measured.values() if m is not winner), key=lambda m: -m.voxels_per_s)]
+
+    def _verified(self, ranked: list[Measured]) -> Plan:
+        """The first plan that keeps the tolerance; verification is not charged to the budget."""
+        for entry in ranked:
+            plan = entry.plan
+            self._tell("verify", "comparing with the float64 reference")
+            plan.bind(self.network)
+            plan.verification = verify(plan, tolerance=self.request.tolerance, store=self.store)
+            if plan.verification["passed"]:
+                plan.search.update(complete=True)
+                self._keep(plan)
+                return plan
+            self._tell("verify", f"relative L2 error {plan.verification['relative_l2']:.1e} misses the tolerance")
+        raise RunFailed(
+            f"no plan for {self.network.name} keeps the tolerance of {self.request.tolerance:g}; "
+            f"the best has a relative L2 error of {ranked[0].plan.verification['relative_l2']:.1e}"
+        )
 
     def _keep(self, plan: Plan) -> None:
         """Make `plan` the one that an interruption leaves."""

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from znni.errors import FormatError, PlanMismatch, ZnniError
-from znni.layers import Shape, Triple, by_x
+from znni.layers import Shape, Triple
+from znni.plan_schema import validate
 
 if TYPE_CHECKING:
     from znni.network import Network
@@ -122,7 +123,7 @@ class Plan:
                 f"{name} is not a plan this version reads: expected schema {SCHEMA}, got {data.get('schema')!r}"
             )
         known = {f.name for f in fields(cls)}
-        _check(data, name)
+        validate(data, name)
         try:
             layers = [PlannedLayer(**layer) for layer in data["layers"]]
         except TypeError as error:
@@ -254,33 +255,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-#: What must be there for a plan to be run; `plan.schema.json` says the rest.
-_NEEDED = {
-    "network": {"name": str, "digest": str, "source": str},
-    "machine": {"fingerprint": str},
-    "limits": {"host_bytes": int},
-    "patch": {"input": list, "output": list, "batch": int},
-    "schedule": {"pooling": str, "threads": int},
-    "throughput": {"predicted_voxels_per_s": (int, float)},
-    "memory": {"predicted_peak_bytes": int},
-    "search": {"complete": bool},
-}
-
-
-def _check(data: dict, name: str) -> None:
-    for part, keys in _NEEDED.items():
-        if not isinstance(data.get(part), dict):
-            raise FormatError(f"{name} is not a complete plan: expected an object {part!r}, got {data.get(part)!r}")
-        for key, kind in keys.items():
-            if not isinstance(data[part].get(key), kind):
-                raise FormatError(f"{name} is not a complete plan: {part}.{key} is missing or of the wrong type")
-    if not isinstance(data.get("layers"), list) or not data["layers"]:
-        raise FormatError(f"{name} is not a complete plan: it lists no layers")
-    for key in ("input", "output"):
-        sizes = data["patch"][key]
-        if len(sizes) != 3 or not all(isinstance(n, int) and n > 0 for n in sizes):
-            raise FormatError(f"{name}: patch.{key} must be three positive integers (z, y, x), got {sizes!r}")
-    if data["schedule"]["threads"] < 1 or data["patch"]["batch"] < 1:
-        raise FormatError(f"{name}: threads and batch must be at least 1 (patch {by_x(data['patch']['input'])})")
