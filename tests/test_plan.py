@@ -32,7 +32,7 @@ def test_round_trip(plan, network, tmp_path):
     again = Plan.load(path)
     assert again.to_dict() == json.loads(path.read_text())
     assert again.digest == plan.digest
-    assert again._network.digest == network.digest
+    assert again.bound_network().digest == network.digest
     assert not stat.S_IMODE(path.stat().st_mode) & stat.S_IXUSR
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
 

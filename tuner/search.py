@@ -107,7 +107,7 @@ def tune(
     machine = this_machine()
     digest = request.digest(network, machine)
     earlier = store.request(digest)
-    if earlier and earlier.plan and earlier.complete and earlier.spent_s >= request.budget_s:
+    if earlier and earlier.plan and earlier.complete and (request.frozen or earlier.spent_s >= request.budget_s):
         plan = Plan.from_dict(earlier.plan, "the stored plan")
         plan.command = command or plan.command
         plan.bind(network, "the stored plan")
@@ -141,6 +141,7 @@ class _Search:
         self.measured: dict[str, Measured] = {}
         self.trials = 0
         self.kept: Plan | None = None
+        self.finished = False
 
     def _predictor(self, threads: int) -> Predictor:
         flop_per_s, bytes_per_s = self.measurer.ceilings(threads)
@@ -386,8 +387,11 @@ class _Search:
 
     def _note_request(self, complete: bool | None) -> None:
         kept = self.kept.to_dict() if self.kept else None
+        # a search that converged early has answered for its whole budget
+        self.finished = self.finished or bool(complete)
+        spent_s = max(self.spent_s, self.request.budget_s) if self.finished else self.spent_s
         self.store.save_request(
-            self.digest, spent_s=self.spent_s, trials=self.trials, plan=kept, complete=bool(complete)
+            self.digest, spent_s=spent_s, trials=self.trials_before + self.trials, plan=kept, complete=complete
         )
 
     def _tell(self, stage: str, note: str) -> None:

@@ -212,10 +212,11 @@ class Plan:
         from znni.execute import program
 
         if self._program is None:
-            self._program = program(self._bound(), self, limit_bytes)
+            self._program = program(self.bound_network(), self, limit_bytes)
         return self._program
 
-    def _bound(self) -> Network:
+    def bound_network(self) -> Network:
+        """The network that `bind` attached; `PlanMismatch` where there is none yet."""
         if self._network is None:
             raise PlanMismatch("this plan has no network yet; use Plan.load, or plan.bind(network)")
         return self._network
@@ -224,7 +225,7 @@ class Plan:
         """The dense result for `x` (batch, channels, z, y, x), float32, of any size from the field of view on."""
         from znni.execute import run_array
 
-        return run_array(self._bound(), self, x)
+        return run_array(self.bound_network(), self, x)
 
     def run_volume(
         self,
@@ -240,7 +241,7 @@ class Plan:
         from znni.execute import run_volume_files
 
         return run_volume_files(
-            self._bound(),
+            self.bound_network(),
             self,
             source,
             target,

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import tuner
 from tuner.search import Request, tune
 from znni.errors import InvalidShape, MemoryLimit, PlanMismatch
 from znni.load import load
@@ -100,6 +102,7 @@ def test_a_fixed_patch(tmp_path, network):
 
 def test_kill_9_loses_at_most_the_sample_in_flight_and_leaves_no_worker(tmp_path):
     store, plan = tmp_path / "store.db", tmp_path / "plan.json"
+    environment = os.environ | {"MARK": str(tmp_path), "PYTHONPATH": str(Path(tuner.__file__).parents[1])}
     command = [
         sys.executable,
         "-m",
@@ -115,7 +118,7 @@ def test_kill_9_loses_at_most_the_sample_in_flight_and_leaves_no_worker(tmp_path
     ]
     process = subprocess.Popen(
         [*command, "--budget", "60s", "-o", str(plan), "--store", str(store)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path, env=os.environ | {"MARK": str(tmp_path)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path, env=environment,
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while _samples(store) < 3:
