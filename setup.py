@@ -1,7 +1,7 @@
 """Builds the Cython kernels of pyx/ into znni._kernels (metadata lives in setup.cfg).
 
-ZNNI_MARCH picks the CPU that is built for (gcc's -march, default "native"). What the compiler was allowed to use is written
-beside the kernels, so that importing them on a lesser CPU fails with a sentence.
+ZNNI_MARCH picks the CPU that is built for (gcc's -march, default "native"). What the compiler was allowed to use is
+written beside the kernels, so that importing them on a lesser CPU fails with a sentence.
 """
 
 import hashlib
@@ -46,7 +46,11 @@ def source_digest() -> str:
 
 
 class BuildKernels(build_ext):
-    """Writes `_build_info.py` where the kernels go."""
+    """Compiles on all cores, and writes `_build_info.py` where the kernels go."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or len(os.sched_getaffinity(0))
 
     def run(self):
         super().run()

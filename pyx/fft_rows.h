@@ -23,7 +23,7 @@ static inline void zn_rows_views(int n, float *scratch, zn_lines *z, zn_lines *a
 }
 
 /* Rows row[0 .. have-1] of `count` floats each, taken as points 0, dilation, 2 dilation .. of n, into spectra at
- * re + l * next, im + l * next. The array that the rows lie in ends at `end`. */
+ * re + l * next, im + l * next. Rows ascend in memory, and the array that they lie in ends at `end`. */
 static void zn_rows_forward(const zn_fft *plan, const float **row, int have, const float *end, int count, int dilation,
                             float *re, float *im, long next, float *scratch) {
     const int n = plan->n, half = n / 2 + 1;
@@ -33,8 +33,8 @@ static void zn_rows_forward(const zn_fft *plan, const float **row, int have, con
     source.count = (count - 1) * dilation + 1;
     for (int l = have; l < ZN_ROWS; l++) row[l] = row[0]; /* lanes that nobody will ask for */
     if (dilation > 1) memset(z.re, 0, source.count * ZN_ROWS * sizeof(float));
-    zn_rows_load(row, 0, end, count, 1, z.re, (long)dilation * ZN_ROWS);
-    zn_rows_load(row + ZN_LANES, 0, end, count, 1, z.im, (long)dilation * ZN_ROWS);
+    zn_rows_load(row, row[have - 1], 0, end, count, 1, z.re, (long)dilation * ZN_ROWS);
+    zn_rows_load(row + ZN_LANES, row[have - 1], 0, end, count, 1, z.im, (long)dilation * ZN_ROWS);
     zn_fft_lines(plan, &source, &z, 1, scratch);
     zn_fft_split(n, &z, &a, &b);
     for (int part = 0; part < 4; part++) { /* real and imaginary parts of a, then of b */

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 from tuner.worker import Worker, WorkerError
-from znni.layers import Shape, describe
+from znni.layers import Conv, Layer, MaxPool, MaxPoolFragments, Recombine, Shape, describe
 from znni.machine import Machine
 from znni.network import Network, Node
 from znni.plan import Plan
@@ -104,12 +104,10 @@ class Measurer:
             return fresh.call("baseline", {"network": network_source(self.network)}, timeout_s=120.0)["resident_bytes"]
 
     def layer(self, node: Node, shape: Shape, option: Option, threads: int) -> Measured | None:
-        """Measure one option of a node, at a smaller batch where the whole takes long; None where it fails."""
-        each_s = option.seconds / shape[0]
-        batch = max(1, min(shape[0], int(TARGET_S / each_s)))
-        shape = (batch, *shape[1:])
+        """Measure one option of a node, on a smaller shape where the whole takes long; None where it fails."""
         choice = option.choice
         primitive = get(choice.primitive)
+        whole, shape = shape, reduced(node.layer, shape, TARGET_S / option.seconds, primitive.whole_patch)
         key = MeasurementKey(
             node.layer, shape, choice.primitive, choice.config, threads, self.machine.fingerprint, self.machine.kernels
         )
@@ -129,7 +127,7 @@ class Measurer:
             "seed": 0,
             "check": True,
         }
-        timeout_s = 30.0 + 20 * each_s * batch
+        timeout_s = 30.0 + 20 * option.seconds * prod(shape) / prod(whole)
         try:
             found = self._worker.call("measure_layer", payload, timeout_s=timeout_s, on_sample=row.add_sample)
         except WorkerError as error:
@@ -185,6 +183,20 @@ class Measurer:
     def _failed(self, reason: str) -> None:
         self.failures += 1
         self.last_failure = reason
+
+
+def reduced(layer: Layer, shape: Shape, share: float, whole_patch: bool) -> Shape:
+    """An input shape of about that share of `shape`: fewer fragments and, unless `whole_patch`, then fewer z planes."""
+    if isinstance(layer, Recombine):
+        return shape
+    batch = max(1, min(shape[0], int(shape[0] * share)))
+    share *= shape[0] / batch
+    if share >= 0.5 or whole_patch:
+        return (batch, *shape[1:])
+    out_z = layer.output_shape(shape)[2]
+    wanted = max(1, int(out_z * share))
+    z = shape[2] - (out_z - wanted) * (layer.stride[0] if isinstance(layer, (Conv, MaxPool, MaxPoolFragments)) else 1)
+    return (batch, shape[1], z, *shape[3:])
 
 
 def network_source(network: Network) -> dict:

@@ -133,8 +133,8 @@ class Infeasible:
 
 
 def thread_counts(cores: int) -> tuple[int, ...]:
-    """All cores, and half of them: where memory's bandwidth binds, fewer can be as fast."""
-    return tuple(sorted({cores, max(1, cores // 2)}, reverse=True))
+    """All cores, and where there are many half of them: sharing hardware threads or bandwidth, all can be slower."""
+    return (cores, cores // 2) if cores > 2 else (cores,)
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:

@@ -110,6 +110,8 @@ class Primitive(ABC):
     device: str = "cpu"
     #: True where a vendor library allocates for itself; its memory is then a measured upper bound.
     foreign: bool = False
+    #: True where the work depends on the size of the patch as a whole, so that a smaller one tells little of a larger one.
+    whole_patch: bool = False
     #: Relative L2 error of one layer that the contract test allows.
     tolerance: float = 1e-5
 

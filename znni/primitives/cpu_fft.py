@@ -56,6 +56,7 @@ class CpuFft(Primitive):
 
     name = "cpu.fft"
     kind = "conv"
+    whole_patch = True
     tolerance = 1e-5
     efficiency = (0.25, 0.5)
 
