@@ -14,7 +14,7 @@ from znni.load import load
 from znni.plan_schema import schema, validate
 
 #: Every keyword that the reader understands, and those that only tell people something.
-KEYWORDS = {"type", "const", "enum", "minimum", "pattern", "required", "properties", "items", "minItems", "maxItems",
+KEYWORDS = {"type", "const", "enum", "minimum", "maximum", "pattern", "required", "properties", "items", "minItems", "maxItems",
             "$ref", "$defs", "$schema", "$id", "title", "description"}  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def test_a_plan_is_valid(data):
     validate(data, "plan.json")
 
 
-@pytest.mark.parametrize("junk", ["delete", "x", None, -1, 0, 1.5, [], {}, True, [1, 2], [1, 2, 3, 4]], ids=str)
+@pytest.mark.parametrize("junk", ["delete", "x", None, -1, 0, 1.5, [], {}, True, 10**12, [1, 2], [1, 2, 3, 4]], ids=str)
 def test_damage_is_told_like_jsonschema_does(data, junk):
     checker = jsonschema.Draft202012Validator(schema())
     told = 0

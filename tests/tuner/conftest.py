@@ -89,7 +89,7 @@ def small(folder) -> str:
 @pytest.fixture
 def plan(small) -> str:
     """A plan file for it, from the cost model, for output patches of at most 12^3."""
-    made = default_plan(load(small), memory_bytes=300 << 20, baseline_bytes=80 << 20, threads=2, volume=(12, 12, 12))
+    made = default_plan(load(small), memory_bytes=4 << 30, baseline_bytes=80 << 20, threads=2, volume=(12, 12, 12))
     made.save("plan.json")
     return "plan.json"
 

@@ -160,6 +160,18 @@ def test_a_layer_beside_pytorch(cli):
 ONE_EACH = "cpu.direct,cpu.mpf,cpu.recombine"
 
 
+def test_contenders_that_do_not_fit_together_take_turns_with_memory(cli, monkeypatch):
+    monkeypatch.setattr("tuner.bench.available_bytes", lambda: 0)
+    found = cli(
+        "bench", "3>5 k3 in12", "--seconds", "0.1", "--threads", "1", "--primitive", "cpu.direct,cpu.fft", "--json"
+    )
+    assert found.code == 0, found.err
+    for row in json.loads(found.out)["rows"]:
+        assert row["samples"] >= 1
+        assert row["failure"] is None
+        assert row["relative_l2"] <= 1e-5
+
+
 def test_layers_of_a_network(cli, small):
     found = cli("bench", small, "--memory", "90MiB", "--seconds", "0.1", "--primitive", ONE_EACH, "--json")
     assert found.code == 0, found.err
@@ -179,8 +191,9 @@ def test_a_plan(cli, plan):
 
 
 @pytest.mark.timeout(180)
-def test_the_score_of_a_plan(cli, plan, small):
+def test_the_score_of_a_plan(cli, plan, small, monkeypatch):
     pytest.importorskip("torch", reason="a score is relative to PyTorch")
+    monkeypatch.setattr("tuner.bench_plan.RATE_TURN_S", 0.01)
     from znni.load import load
 
     found = cli("bench", plan, "--peers", "torch", "--seconds", "1", "--json")

@@ -12,6 +12,7 @@ from tuner.units import (
     parse_count,
     parse_positive,
     parse_seconds,
+    parse_seed,
     parse_triple,
     seconds_text,
 )
@@ -58,12 +59,14 @@ def test_triples():
 def test_numbers():
     assert parse_positive("2e-5") == 2e-5
     assert parse_count("3") == 3
+    assert parse_seed("0") == 0
     for parse, text in (
         (parse_positive, "0"),
         (parse_positive, "nan"),
         (parse_positive, "x"),
         (parse_count, "0"),
         (parse_count, "2.5"),
+        (parse_seed, "-1"),
     ):
         with pytest.raises(BadQuantity):
             parse(text)

@@ -1,0 +1,103 @@
+"""What is said of a plan: figures that follow from it, in JSON and in text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tuner.explain import config_text, explain, explain_text, waste_factor
+from znni.default_plan import default_plan
+from znni.load import load
+from znni.plan import Plan
+
+
+def test_figures(cli, plan, small):
+    found = cli("explain", plan, "--json")
+    assert found.code == 0, found.err
+    data = json.loads(found.out)
+    written = json.loads(Path(plan).read_text())
+    assert data["runs_here"]
+    assert data["field_of_view"] == [8, 8, 8]
+    assert data["patch"] == written["patch"]
+    assert data["digest"] == Plan.read(plan).digest
+    assert [layer["name"] for layer in data["layers"]] == ["1_conv", "2_max_pool", "3_conv", "recombine"]
+    side = written["patch"]["input"][0]
+    assert data["layers"][0]["layer"] == f"1>4 k3 in{side} relu"
+    assert data["layers"][1]["layer"] == f"4 mpf2 in{side - 2}"
+    assert sum(layer["share"] for layer in data["layers"]) == pytest.approx(1)
+    assert {layer["basis"] for layer in data["layers"]} <= {"measured", "scaled", "model"}
+    assert data["memory"]["limit_bytes"] == written["limits"]["host_bytes"]
+    assert data["throughput"]["measured_voxels_per_s"] is None
+    assert data["score"] is None
+    assert data["verification"] is None
+
+
+def test_waste_is_the_arithmetic_at_the_borders(plan, small):
+    network, made = load(small), Plan.load(plan)
+    n, out = made.input_patch[0], made.output_patch[0]
+    weights, fragments = (4 * 27, 4 * 2 * 27), 8
+    done = weights[0] * (n - 2) ** 3 + weights[1] * fragments * ((n - 3) // 2 - 2) ** 3
+    assert waste_factor(network, made) == pytest.approx(done / (sum(weights) * out**3))
+    one = default_plan(network, memory_bytes=4 << 30, baseline_bytes=80 << 20, threads=1, volume=(2, 2, 2))
+    assert waste_factor(network, one) > waste_factor(network, made) > 1
+
+
+def test_a_network_without_pooling_needs_no_recombination(folder):
+    Path("flat.znni").write_text("INPUTS:1, LAYERS:2\nCONV 1,3,3 2\nCONV 1,3,3 2\n")
+    network = load("flat.znni")
+    made = default_plan(network, memory_bytes=4 << 30, baseline_bytes=80 << 20, threads=1, volume=(1, 6, 6))
+    found = explain(made, network, None)
+    assert [layer["layer"] for layer in found["layers"]] == ["1>2 k1,3,3 in1,10,10 relu", "2>2 k1,3,3 in1,8,8 relu"]
+    assert found["field_of_view"] == [1, 5, 5]
+
+
+def test_text(cli, plan, small):
+    text = cli("explain", plan).out
+    for part in (
+        "small.znni",
+        "poolings as",
+        "2 threads",
+        "1_conv",
+        "cpu.mpf",
+        "not measured yet",
+        "verified    not yet",
+    ):
+        assert part in text
+
+
+def test_text_of_what_was_measured_and_verified(plan, small):
+    network, made = load(small), Plan.load(plan)
+    made.throughput |= {"measured_voxels_per_s": 123456.0, "interval": [120000.0, 130000.0]}
+    made.memory["measured_peak_bytes"] = 300 << 20
+    made.verification = {"reference": "float64", "max_abs_error": 1e-6, "relative_l2": 3e-7, "tolerance": 2e-5}
+    made.search |= {"complete": True, "trials": 7, "measurements": 12}
+    rate = 1e11
+    found = explain(made, network, None, rate)
+    assert found["score"] == pytest.approx(123456 * network.flop_per_voxel / rate)
+    text = explain_text(found)
+    assert "measured 123,456 voxels/s (120,000 .. 130,000)" in text
+    assert "measured 300 MiB" in text
+    assert "1 is PyTorch's conv3d at 100 GFLOP/s" in text
+    assert "3.00e-07, within the tolerance 2e-05" in text
+    assert "complete: 7 trials, 12 measurements" in text
+    made.verification["relative_l2"] = 1.0
+    assert "MISSES" in explain_text(explain(made, network, None))
+
+
+def test_a_plan_whose_network_is_gone(cli, plan):
+    Path("small.znni").unlink()
+    data = json.loads(cli("explain", plan, "--json").out)
+    assert not data["runs_here"]
+    assert "small.znni" in data["why_not"]
+    assert data["waste_factor"] is None
+    assert data["field_of_view"] == [8, 8, 8]
+    assert "cannot run" in cli("explain", plan).out
+
+
+def test_configs_in_short():
+    assert config_text({}) == "-"
+    assert config_text({"tile": [8, 16, 16], "resident": True, "stream": False, "batch": 2}) == (
+        "tile=8,16,16 resident no-stream batch=2"
+    )

@@ -1,0 +1,205 @@
+"""Other libraries as contenders: one layer computed by PyTorch, ONNX Runtime or OpenVINO, each at its best settings.
+
+Each is run in a process of its own (`tuner.contender`), with its own way to set threads, its inputs in its own layout
+before the clock starts. Their allocation is their own; what they take is measured, not predicted.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from znni.errors import ZnniError
+from znni.layers import ZEROS, Activation, Conv, Layer, MaxFilter, MaxPool, Shape, Softmax
+
+#: Peer -> (modules it needs, pip line, variants).
+_PEERS = {
+    "torch": (("torch",), "pip install torch", ("contiguous", "channels_last_3d")),
+    "torch.compile": (("torch",), "pip install torch", ("channels_last_3d",)),
+    "onnxruntime": (("onnxruntime", "onnx"), "pip install onnxruntime onnx", ("default",)),
+    "openvino": (("openvino", "onnx"), "pip install openvino onnx", ("default",)),
+}
+
+
+@dataclass(frozen=True)
+class PreparedPeer:
+    """A layer ready to run: `run` does the work, `result` gives what the last run made as (batch, channel, z, y, x)."""
+
+    run: Callable[[], object]
+    result: Callable[[], np.ndarray]
+
+
+def peer_names() -> tuple[str, ...]:
+    """All peers that can be asked for."""
+    return tuple(_PEERS)
+
+
+def parse_peers(text: str) -> tuple[str, ...]:
+    """``torch,onnxruntime`` as names; `ZnniError`, naming what to install, where one is unknown or missing."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in _PEERS:
+            raise ZnniError(f"no peer is named {name!r}; known are {', '.join(_PEERS)}")
+        modules, line, _ = _PEERS[name]
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        if missing:
+            raise ZnniError(f"peer {name} needs {' and '.join(missing)}, which is not installed: {line}")
+    return names
+
+
+def variants(peer: str) -> tuple[str, ...]:
+    """The settings in which a peer competes."""
+    return _PEERS[peer][2]
+
+
+def why_not(peer: str, layer: Layer) -> str | None:
+    """Why `peer` cannot compute `layer`, or None."""
+    if isinstance(layer, (Conv, Softmax, MaxPool)):
+        return None
+    if isinstance(layer, MaxFilter) and peer.startswith("torch"):
+        return None
+    return f"{peer} has no {layer.kind}"
+
+
+def prepare_peer(
+    peer: str, variant: str, layer: Layer, weights: dict[str, np.ndarray], x: np.ndarray, threads: int
+) -> PreparedPeer:
+    """`layer` with `weights`, prepared by `peer` for the input `x`."""
+    if peer.startswith("torch"):
+        return _torch(variant, layer, weights, x, threads, compiled=peer == "torch.compile")
+    if peer == "onnxruntime":
+        return _onnxruntime(layer, weights, x, threads)
+    return _openvino(layer, weights, x, threads)
+
+
+def _torch(
+    variant: str, layer: Layer, weights: dict[str, np.ndarray], x: np.ndarray, threads: int, compiled: bool
+) -> PreparedPeer:
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    form = torch.channels_last_3d if variant == "channels_last_3d" else torch.contiguous_format
+    source = torch.from_numpy(x).to(memory_format=form)
+    if isinstance(layer, Conv):
+        module = torch.nn.Conv3d(
+            x.shape[1], layer.out_channels, layer.kernel, layer.stride, layer.padding, layer.dilation
+        )
+        module.weight.copy_(torch.from_numpy(weights["weight"]))
+        module.bias.copy_(torch.from_numpy(weights["bias"]))
+        module = torch.nn.Sequential(module, *_torch_activation(layer.activation)).to(memory_format=form)
+    elif isinstance(layer, Softmax):
+        module = torch.nn.Softmax(dim=1)
+    else:
+        stride = layer.stride if isinstance(layer, MaxPool) else 1
+        dilation = layer.dilation if isinstance(layer, MaxFilter) else 1
+        module = torch.nn.MaxPool3d(layer.window, stride, dilation=dilation)
+    module.eval()
+    if compiled:
+        module = torch.compile(module, mode="max-autotune-no-cudagraphs")
+    kept = []
+
+    def run() -> None:
+        kept[:] = [module(source)]
+
+    return PreparedPeer(run, lambda: kept[0].contiguous().numpy())
+
+
+def _torch_activation(activation: Activation) -> list:
+    import torch
+
+    class ScaledTanh(torch.nn.Module):
+        def forward(self, y):
+            return torch.tanh(y.mul_(activation.b)).mul_(activation.a)
+
+    return {
+        "linear": lambda: [],
+        "relu": lambda: [torch.nn.ReLU(inplace=True)],
+        "leaky_relu": lambda: [torch.nn.LeakyReLU(activation.a, inplace=True)],
+        "elu": lambda: [torch.nn.ELU(activation.a, inplace=True)],
+        "tanh": lambda: [ScaledTanh()],
+        "sigmoid": lambda: [torch.nn.Sigmoid()],
+    }[activation.name]()
+
+
+def _onnx_model(layer: Layer, weights: dict[str, np.ndarray], shape: Shape) -> bytes:
+    """A model of this one layer (and its activation), as ONNX bytes."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    out_shape = layer.output_shape(shape)
+    nodes, initializers = [], []
+    if isinstance(layer, Conv):
+        initializers = [numpy_helper.from_array(weights[name], name) for name in ("weight", "bias")]
+        nodes.append(
+            helper.make_node(
+                "Conv", ["x", "weight", "bias"], ["conv"], kernel_shape=layer.kernel, strides=layer.stride,
+                pads=[*layer.padding, *layer.padding], dilations=layer.dilation,
+            )
+        )  # fmt: skip
+        nodes += _onnx_activation(layer.activation, initializers)
+    elif isinstance(layer, Softmax):
+        nodes.append(helper.make_node("Softmax", ["x"], ["y"], axis=1))
+    else:
+        nodes.append(
+            helper.make_node(
+                "MaxPool", ["x"], ["y"], kernel_shape=layer.window, strides=layer.stride, pads=[*ZEROS, *ZEROS]
+            )
+        )
+    graph = helper.make_graph(
+        nodes,
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, out_shape)],
+        initializers,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()
+
+
+def _onnx_activation(activation: Activation, initializers: list) -> list:
+    from onnx import helper, numpy_helper
+
+    if activation.name == "tanh":
+        initializers += [numpy_helper.from_array(np.float32(getattr(activation, name)), name) for name in ("a", "b")]
+        return [
+            helper.make_node("Mul", ["conv", "b"], ["scaled"]),
+            helper.make_node("Tanh", ["scaled"], ["curved"]),
+            helper.make_node("Mul", ["curved", "a"], ["y"]),
+        ]
+    name = {"linear": "Identity", "relu": "Relu", "leaky_relu": "LeakyRelu", "elu": "Elu", "sigmoid": "Sigmoid"}
+    settings = {"alpha": activation.a} if activation.name in ("leaky_relu", "elu") else {}
+    return [helper.make_node(name[activation.name], ["conv"], ["y"], **settings)]
+
+
+def _onnxruntime(layer: Layer, weights: dict[str, np.ndarray], x: np.ndarray, threads: int) -> PreparedPeer:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        _onnx_model(layer, weights, x.shape), options, providers=["CPUExecutionProvider"]
+    )
+    kept = []
+
+    def run() -> None:
+        kept[:] = session.run(None, {"x": x})
+
+    return PreparedPeer(run, lambda: kept[0])
+
+
+def _openvino(layer: Layer, weights: dict[str, np.ndarray], x: np.ndarray, threads: int) -> PreparedPeer:
+    import io
+
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(io.BytesIO(_onnx_model(layer, weights, x.shape)))
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
+    return PreparedPeer(request.infer, lambda: np.array(request.get_output_tensor(0).data))
