@@ -145,8 +145,10 @@ class Plan:
                 os.fsync(file.fileno())
             os.chmod(scratch, 0o666 & ~_umask())
             os.replace(scratch, path)
-        except OSError as error:
+        except BaseException as error:
             Path(scratch).unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
             raise ZnniError(
                 f"cannot write {path}: {error.strerror}; the file that was there, if any, is untouched"
             ) from error
