@@ -145,6 +145,17 @@ class Primitive(ABC):
             raise Unsupported(f"{self.name} cannot compute this {layer.kind} on {by_x(shape)}: {reason}")
 
 
+def unfit(layer: Layer, shape: Shape) -> str | None:
+    """Why `layer` on an input of `shape` cannot be, where it cannot."""
+    if min(shape) < 1:
+        return "there is nothing to compute: every size must be at least 1"
+    try:
+        layer.output_shape(shape)
+    except InvalidShape as error:
+        return str(error)
+    return None
+
+
 _registry: dict[str, Primitive] = {}
 
 

@@ -26,8 +26,7 @@ from znni._kernels import direct
 from znni.arena import aligned, aligned_empty
 from znni.errors import InvalidShape, Unsupported
 from znni.layers import Activation, Conv, Shape, Triple, by_x
-from znni.primitives.base import Config, Cost, Memory, Operator, Primitive, Weights, config_key, register
-from znni.primitives.cpu_pooling import unfit
+from znni.primitives.base import Config, Cost, Memory, Operator, Primitive, Weights, config_key, register, unfit
 
 #: A zero-padded layer is computed in slabs whose padded input is about this large, so that it is read from the caches.
 _SLAB_BYTES = 8 << 20

@@ -15,9 +15,8 @@ import numpy as np
 
 from znni._kernels import fft
 from znni.fft_sizes import next_good_size
-from znni.errors import InvalidShape
 from znni.layers import Conv, Layer, Shape, Triple
-from znni.primitives.base import Config, Cost, Memory, Operator, Primitive, Weights, register
+from znni.primitives.base import Config, Cost, Memory, Operator, Primitive, Weights, register, unfit
 
 #: Transforms longer than this along an axis have never been wanted, and are not tested.
 MOST_POINTS = 512
@@ -68,11 +67,7 @@ class CpuFft(Primitive):
             return "a whole-patch FFT computes valid convolution only; padding must be 0"
         if max(shape[2:]) > MOST_POINTS:
             return f"a whole-patch FFT takes at most {MOST_POINTS} voxels along an axis"
-        try:
-            layer.output_shape(shape)
-        except InvalidShape as error:
-            return str(error)
-        return None
+        return unfit(layer, shape)
 
     def configs(self, layer: Layer, shape: Shape, machine=None) -> list[Config]:
         """See `Primitive.configs`."""

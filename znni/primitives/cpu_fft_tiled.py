@@ -26,8 +26,7 @@ from znni.arena import aligned, aligned_empty
 from znni.errors import InvalidShape, Unsupported
 from znni.fft_sizes import is_good_size, tile_sizes
 from znni.layers import Conv, Shape, by_x
-from znni.primitives.base import Config, Cost, Memory, Operator, Primitive, Weights, config_key, register
-from znni.primitives.cpu_pooling import unfit
+from znni.primitives.base import Config, Cost, Memory, Operator, Primitive, Weights, config_key, register, unfit
 
 #: The largest kernel and tile, per axis, that the engine is tested for.
 _MOST_KERNEL, _MOST_POINTS = 256, 512

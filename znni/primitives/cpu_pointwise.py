@@ -8,8 +8,8 @@ import numpy as np
 
 from znni._kernels import pointwise
 from znni.layers import Layer, Shape
-from znni.primitives.base import Config, Cost, Memory, Operator, Primitive, Weights, register
-from znni.primitives.cpu_pooling import refuse_settings, unfit
+from znni.primitives.base import Config, Cost, Memory, Operator, Primitive, Weights, register, unfit
+from znni.primitives.cpu_pooling import refuse_settings
 
 
 class PointwiseOperator(Operator):

@@ -12,20 +12,9 @@ import math
 import numpy as np
 
 from znni._kernels import pooling
-from znni.errors import InvalidShape, Unsupported
+from znni.errors import Unsupported
 from znni.layers import ONES, Layer, Shape, Triple
-from znni.primitives.base import Config, Cost, Memory, Operator, Primitive, Weights, register
-
-
-def unfit(layer: Layer, shape: Shape) -> str | None:
-    """Why `layer` on an input of `shape` cannot be, where it cannot."""
-    if min(shape) < 1:
-        return "there is nothing to compute: every size must be at least 1"
-    try:
-        layer.output_shape(shape)
-    except InvalidShape as error:
-        return str(error)
-    return None
+from znni.primitives.base import Config, Cost, Memory, Operator, Primitive, Weights, register, unfit
 
 
 def refuse_settings(primitive: Primitive, config: Config) -> None:
