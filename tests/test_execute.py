@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-import znni.load
+import znni
 from znni.candidate import Candidate, plan_of, solve_candidate
 from znni.default_plan import default_plan
 from znni.errors import InvalidShape
@@ -27,7 +27,7 @@ def relative_l2(out, truth):
 
 @pytest.mark.parametrize(("name", "batch"), [("n337", 2), ("znn3d_k5", 1)])
 def test_both_forms_of_pooling_equal_the_reference(name, batch):
-    network = znni.load.load(name, seed=1, width=3)
+    network = znni.load(name, seed=1, width=3)
     x = np.random.default_rng(0).standard_normal((batch, 1, *(f + 7 for f in network.field_of_view)), np.float32)
     truth = network.reference(x)
     for pooling in ("fragments", "filter"):
@@ -38,7 +38,7 @@ def test_both_forms_of_pooling_equal_the_reference(name, batch):
 
 
 def test_flat_network():
-    network = znni.load.load("n4", seed=1, width=4)
+    network = znni.load("n4", seed=1, width=4)
     x = np.random.default_rng(0).standard_normal((1, 1, 3, 110, 130), np.float32)
     truth = network.reference(x)
     for pooling in ("fragments", "filter"):
@@ -46,7 +46,7 @@ def test_flat_network():
 
 
 def test_any_size_from_the_field_of_view_on():
-    network = znni.load.load("znn3d_k3", seed=2, width=3)
+    network = znni.load("znn3d_k3", seed=2, width=3)
     plan = planned(network, (4, 8, 12), "fragments", batch=3)
     x = np.random.default_rng(0).standard_normal((2, 1, 42, 55, 61), np.float32)
     out = plan.run(x)
@@ -59,14 +59,14 @@ def test_any_size_from_the_field_of_view_on():
 
 
 def test_network_run_takes_the_default_plan():
-    network = znni.load.load("n337", seed=5, width=2)
+    network = znni.load("n337", seed=5, width=2)
     x = np.random.default_rng(0).standard_normal((1, 1, 90, 87, 101), np.float32)
     out = network.run(x)
     assert relative_l2(out, network.reference(x)) < 2e-5
 
 
 def test_predicted_program_bytes_are_what_it_takes():
-    network = znni.load.load("n337", seed=5, width=4)
+    network = znni.load("n337", seed=5, width=4)
     plan = default_plan(network, memory_bytes=700 * MIB, threads=2, baseline_bytes=100 * MIB)
     plan.bind(network)
     program = plan.program()

@@ -7,7 +7,7 @@ from importlib.resources import files
 import jsonschema
 import pytest
 
-import znni.load
+import znni
 from znni.default_plan import default_plan
 from znni.errors import FormatError, InvalidShape, MemoryLimit, PlanMismatch, ZnniError
 from znni.plan import Plan
@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def network():
-    return znni.load.load("n337", seed=3, width=2)
+    return znni.load("n337", seed=3, width=2)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_another_network_is_refused(plan, tmp_path):
     path = tmp_path / "plan.json"
     plan.save(path)
     with pytest.raises(PlanMismatch, match=r"made for n337 .* got n337"):
-        Plan.load(path, network=znni.load.load("n337", seed=4, width=2))
+        Plan.load(path, network=znni.load("n337", seed=4, width=2))
 
 
 def test_missing_primitive_is_refused(plan, network):

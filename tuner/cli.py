@@ -100,6 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--patch", type=_type(parse_triple), metavar="Z,Y,X", help="use this input patch (default: the search decides)"
     )
+    p.add_argument("--volume", metavar="FILE|Z,Y,X",
+                   help="volume that will be run, or its size: patches are charged for what overhangs it")  # fmt: skip
     p.add_argument("--normalise", choices=("none", "slice", "volume", "uint8"), default="none",
                    help="what run does to the input first, kept in the plan (default none)")  # fmt: skip
     p.add_argument("--frozen", action="store_true", help="answer from the store alone; measure nothing")

@@ -16,6 +16,7 @@ from znni.errors import RunFailed, ZnniError
 from znni.layers import by_x
 
 if TYPE_CHECKING:
+    from znni.network import Network
     from znni.plan import Plan
 
 
@@ -75,6 +76,7 @@ def tune(args: argparse.Namespace) -> int:
     if args.patch is not None:
         network.check_patch(args.patch)
         output = geometry.output_size(args.patch, network.field_of_view)
+    volume = None if args.volume is None else volume_output(args.volume, network)
     from tuner.search import Request
     from tuner.search import tune as search
 
@@ -87,6 +89,7 @@ def tune(args: argparse.Namespace) -> int:
         normalise=args.normalise,
         frozen=args.frozen,
         output=output,
+        volume=volume,
     )
     kept = []
 
@@ -112,6 +115,20 @@ def tune(args: argparse.Namespace) -> int:
     else:
         print(_tuned_text(plan, network, args.output))
     return 0
+
+
+def volume_output(given: str, network: Network) -> tuple[int, int, int]:
+    """Output voxels (z, y, x) of the volume file, or of the size ``Z,Y,X``, that `given` names."""
+    from tuner.units import parse_triple
+    from znni.volume import Grid
+    from znni.volume_files import open_volume
+
+    if Path(given).exists():
+        with open_volume(given) as reader:
+            size = reader.shape[1:]
+    else:
+        size = parse_triple(given)
+    return Grid(size, network.field_of_view, network.field_of_view).output
 
 
 def _progress_text(event: dict) -> str:

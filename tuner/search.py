@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from tuner.measure import Measurer, PlanRun
 from tuner.space import Infeasible, Space, build_space, candidate_of, distributions, guesses, thread_counts
-from znni.candidate import SLACK_BYTES, Candidate, Solved, plan_of, solve_candidate
+from znni.candidate import SLACK_BYTES, Candidate, Solved, plan_of, solve_candidate, useful_share
 from znni.default_plan import default_candidate, limit_too_small
 from znni.errors import PlanMismatch, RunFailed
 from znni.layers import Triple
@@ -42,7 +42,11 @@ _CONFIRM_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a tuning. `output` fixes the output patch (z, y, x); `threads` None leaves them to the search."""
+    """What is asked of a tuning.
+
+    `output` fixes the output patch (z, y, x); `threads` None leaves them to the search; `volume` is the output voxels of the
+    volumes that will be run, where they are known: patches that overhang it are charged for what they waste.
+    """
 
     memory_bytes: int
     threads: int | None = None
@@ -52,12 +56,13 @@ class Request:
     normalise: str = "none"
     frozen: bool = False
     output: Triple | None = None
+    volume: Triple | None = None
 
     def digest(self, network: Network, machine: Machine) -> str:
         """What two requests must share to be the same one; the budget and `frozen` are not part of it."""
         parts = [
             network.digest, machine.fingerprint, self.memory_bytes, self.threads, self.tolerance, self.seed, self.normalise,
-            self.output,
+            self.output, self.volume,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -69,6 +74,11 @@ class Measured:
     solved: Solved
     plan: Plan
     runs: list[PlanRun] = field(default_factory=list)
+
+    @property
+    def candidate(self) -> Candidate:
+        """What the outer search decided."""
+        return self.solved.candidate
 
     @property
     def voxels_per_s(self) -> float:
@@ -152,13 +162,17 @@ class _Search:
         """Seconds of the budget used so far, earlier sessions included."""
         return self.spent_before_s + self.measurer.elapsed_s
 
+    def _rate(self, found: Solved | Measured) -> float:
+        """Wanted output voxels per second: what overhangs the volume, where it is known, does not count."""
+        return found.voxels_per_s * useful_share(found.candidate.output, self.request.volume)
+
     @property
     def left_s(self) -> float:
         return self.request.budget_s - self.spent_s
 
     @property
     def best(self) -> Measured | None:
-        return max(self.measured.values(), key=lambda m: m.voxels_per_s, default=None)
+        return max(self.measured.values(), key=self._rate, default=None)
 
     def close(self) -> None:
         """Stop the workers and note what was spent."""
@@ -169,7 +183,7 @@ class _Search:
         """Default plan, layers, search, confirmation."""
         self.baseline_bytes = self.measurer.baseline_bytes()
         self.budget_bytes = self.request.memory_bytes - self.baseline_bytes - SLACK_BYTES
-        space = build_space(self.network, self.budget_bytes, self.threads, self.request.output)
+        space = build_space(self.network, self.budget_bytes, self.threads, self.request.output, self.request.volume)
         start = self._default(space)
         self._keep(self._plan(start))
         self._tell("default", "running the default plan")
@@ -188,7 +202,7 @@ class _Search:
         if not space.pooling:
             raise limit_too_small(self.network, predictor, self.baseline_bytes, self.request.memory_bytes)
         if self.request.output is None:
-            solved = default_candidate(self.network, predictor, self.budget_bytes)
+            solved = default_candidate(self.network, predictor, self.budget_bytes, self.request.volume)
         else:
             fixed = space.candidate(space.pooling[0], (1, 1, 1), 1, max(self.threads))
             solved = solve_candidate(self.network, fixed, predictor, self.budget_bytes)
@@ -238,16 +252,16 @@ class _Search:
         measured = False
         for _ in range(3):
             if not self._promising(solved):
-                return solved.voxels_per_s, measured
+                return self._rate(solved), measured
             if not self._measure_missing(solved):
                 break
             measured = True
             solved = self._solve(candidate)
         best = self.best
-        if best and solved.voxels_per_s < _WORTHWHILE * best.voxels_per_s:
-            return solved.voxels_per_s, measured
+        if best and self._rate(solved) < _WORTHWHILE * self._rate(best):
+            return self._rate(solved), measured
         ran = self._run_plan(solved)
-        return (ran.voxels_per_s if ran else solved.voxels_per_s), ran is not None or measured
+        return self._rate(ran or solved), ran is not None or measured
 
     def _solve(self, candidate: Candidate) -> Solved | None:
         return solve_candidate(self.network, candidate, self.predictors[candidate.threads], self.budget_bytes)
@@ -257,8 +271,8 @@ class _Search:
         if self.best is None:
             return True
         optimistic_s = sum(option.seconds / _OPTIMISM[option.basis] for option in solved.solution.options)
-        bound = solved.voxels_per_s * solved.solution.seconds / optimistic_s
-        return bound > _WORTHWHILE * self.best.voxels_per_s
+        bound = self._rate(solved) * solved.solution.seconds / optimistic_s
+        return bound > _WORTHWHILE * self._rate(self.best)
 
     def _measure_missing(self, solved: Solved) -> bool:
         """Measure what the plan's layers are only guessed to take; whether anything was."""
@@ -339,20 +353,21 @@ class _Search:
 
     def _confirm(self) -> list[Measured]:
         """Run the two best plans again in turn; all plans, best first. Inside the noise less memory wins."""
-        top = sorted(self.measured.values(), key=lambda m: -m.voxels_per_s)[:2]
+        top = sorted(self.measured.values(), key=self._rate, reverse=True)[:2]
         if not top:
             raise RunFailed(f"no plan for {self.network.name} ran to its end: {self.measurer.last_failure}")
-        rivals = [m for m in top if m.voxels_per_s > 0.9 * top[0].voxels_per_s]
+        rivals = [m for m in top if self._rate(m) > 0.9 * self._rate(top[0])]
         for _ in range(3):
             for entry in rivals:
                 if self.left_s > entry.runs[-1].seconds:
                     self._run_plan(entry.solved)
-        winner = max(rivals, key=lambda m: m.voxels_per_s)
+        winner = max(rivals, key=self._rate)
         for entry in rivals:
-            overlap = entry.plan.throughput["interval"][1] >= winner.plan.throughput["interval"][0]
-            if overlap and entry.plan.memory["measured_peak_bytes"] < winner.plan.memory["measured_peak_bytes"]:
+            ends = zip((entry, winner), (1, 0), strict=True)
+            high, low = (m.plan.throughput["interval"][end] * self._rate(m) / m.voxels_per_s for m, end in ends)
+            if high >= low and entry.plan.memory["measured_peak_bytes"] < winner.plan.memory["measured_peak_bytes"]:
                 winner = entry
-        return [winner, *sorted((m for m in self.measured.values() if m is not winner), key=lambda m: -m.voxels_per_s)]
+        return [winner, *sorted((m for m in self.measured.values() if m is not winner), key=self._rate, reverse=True)]
 
     def _verified(self, ranked: list[Measured]) -> Plan:
         """The first plan that keeps the tolerance; verification is not charged to the budget."""

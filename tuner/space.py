@@ -76,8 +76,14 @@ def least_live_bytes(network: Network, candidate: Candidate) -> int:
     return max(live_tensor_bytes(nodes, shapes))
 
 
-def build_space(network: Network, budget_bytes: int, threads: tuple[int, ...], output: Triple | None = None) -> Space:
-    """The space of candidates whose tensors fit into `budget_bytes`.
+def build_space(
+    network: Network,
+    budget_bytes: int,
+    threads: tuple[int, ...],
+    output: Triple | None = None,
+    volume: Triple | None = None,
+) -> Space:
+    """The space of candidates whose tensors fit into `budget_bytes`, and none larger than the output `volume` needs.
 
     Without poolings both forms are the same, and only one is kept.
     """
@@ -95,6 +101,9 @@ def build_space(network: Network, budget_bytes: int, threads: tuple[int, ...], o
             continue
         step[pooling] = own
         most[pooling] = tuple(_most_steps(network, pooling, own, axis, budget_bytes) for axis in range(3))
+        if volume is not None:
+            caps = (-(-n // s) for n, s in zip(volume, own, strict=True))
+            most[pooling] = tuple(min(a, b) for a, b in zip(most[pooling], caps, strict=True))
     return Space(step, most, threads, output)
 
 

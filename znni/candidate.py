@@ -49,6 +49,16 @@ def _voxels(candidate: Candidate) -> int:
     return candidate.batch * z * y * x
 
 
+def useful_share(output: Triple, volume: Triple | None) -> float:
+    """The fraction of computed voxels that are wanted when `output` patches cover `volume`."""
+    if volume is None:
+        return 1.0
+    use = 1.0
+    for n, o in zip(volume, output, strict=True):
+        use *= n / (-(-n // o) * o)
+    return use
+
+
 def shapes_of(network: Network, candidate: Candidate) -> tuple[tuple[Node, ...], dict[str, Shape]]:
     """The nodes that run, and the shape of each result; `InvalidShape` where the patch cannot be."""
     patch = geometry.input_size(candidate.output, network.field_of_view)
