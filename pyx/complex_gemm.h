@@ -2,10 +2,10 @@
  *
  *   a b = k1 - k3 + i (k1 + k2),   k1 = Re a (Re b + Im b),  k2 = (Im a - Re a) Re b,  k3 = (Re a + Im a) Im b
  *
- * A has three planes of floats, Re, Im - Re and Re + Im, each row-major with `depth` columns. B is a panel of V vectors of
- * output channels: for each of `depth` input channels the planes Re, Im and Re + Im of V vectors. C gets, for each row, V
- * vectors of real and V of imaginary parts. The micro-kernel accumulates rows x V vectors in registers and broadcasts each
- * element of A for V multiplications; k1 is summed once, and both parts go on from it. */
+ * A has three planes of floats, Re, Im - Re and Re + Im, each row-major with `depth` columns. B is a panel of V vectors
+ * of output channels: for each of `depth` input channels the planes Re, Im and Re + Im of V vectors. C gets, for each
+ * row, V vectors of real and V of imaginary parts. The micro-kernel accumulates rows x V vectors in registers and
+ * broadcasts each element of A for V multiplications; k1 is summed once, and both parts go on from it. */
 #ifndef ZNNI_COMPLEX_GEMM_H
 #define ZNNI_COMPLEX_GEMM_H
 #include "simd.h"
@@ -22,7 +22,7 @@
 #endif
 #define ZN_CGEMM_WIDTH 2 /* vectors of output channels in a whole panel; an odd one is left over */
 
-/* One frequency of `lines` transformed lines, `next` floats apart (real, then imaginary parts), into the planes of A. */
+/* One frequency of `lines` transformed lines, `next` floats apart (real, then imaginary parts), into planes of A. */
 static inline void zn_gauss_rows(const float *points, long next, long lines, float *restrict re,
                                  float *restrict difference, float *restrict sum) {
     for (long l = 0; l < lines; l++) {
@@ -33,9 +33,10 @@ static inline void zn_gauss_rows(const float *points, long next, long lines, flo
     }
 }
 
-/* One frequency of `depth` rows of kernels, V lines each, into a panel of B; line v of a row is `apart` floats after line
- * 0. */
-static inline void zn_gauss_panel(int V, const float *points, long next, long apart, long depth, float *restrict panel) {
+/* One frequency of `depth` rows of kernels, V lines each, into a panel of B; line v of a row is `apart` floats after
+ * line 0. */
+static inline void zn_gauss_panel(int V, const float *points, long next, long apart, long depth,
+                                  float *restrict panel) {
     for (long j = 0; j < depth; j++, panel += 3 * V * ZN_LANES)
         for (int v = 0; v < V; v++) {
             const float *p = points + j * next + v * apart;

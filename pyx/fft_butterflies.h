@@ -1,6 +1,6 @@
-/* Discrete Fourier transforms of 2..8 points held in registers: r[j] + i r[j] -> sum_j x[j] exp(-2 pi i j k / R), in place
- * and in natural order. Every vector lane is a transform of its own, so there is no shuffle. R is a constant where these are
- * inlined, the loops unroll and the arrays become registers. */
+/* Discrete Fourier transforms of 2 .. 8 points held in registers: x[k] = re[k] + i im[k] becomes
+ * sum_j x[j] exp(-2 pi i j k / R), in place and in natural order. Every lane is a transform of its own, so there is no
+ * shuffle. R is a constant where these are inlined: loops unroll and arrays become registers. */
 #ifndef ZNNI_FFT_BUTTERFLIES_H
 #define ZNNI_FFT_BUTTERFLIES_H
 #include "simd.h"

@@ -1,9 +1,9 @@
 /* One-dimensional FFTs, one transform per SIMD lane: every butterfly is vertical, nothing is shuffled.
  *
- * A *point* is a vector of real parts and a vector of imaginary parts, i.e. ZN_LANES independent transforms side by side. A
+ * A *point* is a vector of real parts and a vector of imaginary parts: ZN_LANES independent transforms side by side. A
  * `zn_lines` says where the points of several lines are, in floats: point i of line l has its real parts at
- * re + l * next + i * step and its imaginary parts at the same place from im. Only points i < count exist: those beyond are
- * read as zeros (zero-padding that is neither stored nor read), and dropped on writing (unwanted outputs).
+ * re + l * next + i * step and its imaginary parts at the same place from im. Only points i < count exist: those
+ * beyond are read as zeros (padding that is neither stored nor read), and dropped on writing (unwanted outputs).
  *
  *   zn_fft_good(n)               whether n >= 1 is a product of 2, 3, 5 and 7
  *   zn_fft_table_floats(n)       floats of the twiddle table of n points
@@ -11,18 +11,18 @@
  *   zn_fft_table(n, table)       which works in float64 (call it once, when preparing)
  *   zn_fft_scratch_floats(n)     floats of scratch that a transform wants, per thread; 64-byte aligned is fastest
  *   zn_fft_lines(&plan, &source, &target, lines, scratch)
- *                                target[k] = sum_j source[j] exp(-2 pi i j k / n), unnormalised. In place is fine, line by
- *                                line: a line is read whole before any of it is written.
+ *                                target[k] = sum_j source[j] exp(-2 pi i j k / n), unnormalised. In place is fine:
+ *                                a line is read whole before any of it is written.
  * The inverse (also unnormalised) is the same call with re and im exchanged in source and target alike.
  *
  * Two real lines a, b of equal length n, any n, make one complex line z = a + i b (re = a, im = b). Of its transform Z
- *   zn_fft_split(n, Z, A, B)     makes *twice* the spectra of a and b, points 0 .. n / 2 each: fold the 1/2 into a later scale
- *   zn_fft_merge(n, A, B, Z)     is its inverse: Z = A + i B from points 0 .. n / 2, no factor; an inverse transform of Z then
- *                                has a in its real, b in its imaginary parts.
+ *   zn_fft_split(n, Z, A, B)     makes *twice* the spectra of a and b, points 0 .. n / 2 each: fold 1/2 into a scale
+ *   zn_fft_merge(n, A, B, Z)     is its inverse: Z = A + i B from points 0 .. n / 2, no factor; an inverse transform
+ *                                of Z then has a in its real, b in its imaginary parts.
  *
- * Method: Stockham's self-sorting algorithm, decimation in time, radices 2 .. 8 (Van Loan, Computational frameworks for the
- * fast Fourier transform, 1992). The first pass has no twiddles, reads where the source is and skips its zeros; the last
- * writes where the target is; passes between go through scratch. */
+ * Method: Stockham's self-sorting algorithm, decimation in time, radices 2 .. 8 (Van Loan, Computational frameworks for
+ * the fast Fourier transform, 1992). The first pass has no twiddles, reads where the source is and skips its zeros; the
+ * last writes where the target is; passes between go through scratch. */
 #ifndef ZNNI_FFT_LANES_H
 #define ZNNI_FFT_LANES_H
 #include <math.h>
@@ -56,8 +56,8 @@ static inline zn_lines zn_lines_swap(zn_lines a) { /* the same lines, for the in
     return zn_lines_at(a.im, a.re, a.step, a.next, a.count);
 }
 
-/* Sizes with code of their own: n and the radices of its passes (1: none). Against `zn_fft_general` the constants save a
- * third to a half of the time (4 x 4: 84 against 170 cycles); the orders are the fastest of those timed. */
+/* Sizes with code of their own: n and the radices of its passes (1: none). Against `zn_fft_general` the constants save
+ * a third to a half of the time (4 x 4: 84 against 170 cycles); the orders are the fastest of those timed. */
 #define ZN_EACH_CODELET(X) \
     X(2, 2, 1, 1) X(3, 3, 1, 1) X(4, 4, 1, 1) X(5, 5, 1, 1) X(6, 6, 1, 1) X(7, 7, 1, 1) X(8, 8, 1, 1) X(9, 3, 3, 1) \
     X(10, 2, 5, 1) X(12, 2, 6, 1) X(14, 7, 2, 1) X(15, 5, 3, 1) X(16, 4, 4, 1) X(18, 6, 3, 1) X(20, 5, 4, 1) \
@@ -112,8 +112,8 @@ static inline void zn_fft_table(int n, float *table) {
 }
 
 /* First pass: point q + s j of the source, s = n / R, to the same point of `to`. */
-ZN_INLINE void zn_fft_first(const int R, int n, const zn_lines *from, long line, float *restrict to_re, float *restrict to_im,
-                            long to_step, int to_count) {
+ZN_INLINE void zn_fft_first(const int R, int n, const zn_lines *from, long line, float *restrict to_re,
+                            float *restrict to_im, long to_step, int to_count) {
     const int s = n / R;
     const long at = line * from->next;
     for (int q = 0; q < s; q++) {
@@ -208,25 +208,30 @@ static __attribute__((noinline)) void zn_fft_general(const zn_fft *plan, const z
     }
 }
 
-#define X(N, A, B, C)                                                                                                        \
-    static __attribute__((noinline)) void zn_fft_##N(const float *table, const zn_lines *source, const zn_lines *target,     \
-                                                     long lines, float *scratch) {                                          \
-        const zn_lines from = {source->re, source->im, source->step, source->next, source->count};                          \
-        const long step = target->step, next = target->next;                                                                \
-        const int count = target->count;                                                                                    \
-        float *half = scratch + N * ZN_POINT, *re = target->re, *im = target->im;                                           \
-        for (long l = 0; l < lines; l++, re += next, im += next) {                                                          \
-            if (B == 1) {                                                                                                   \
-                zn_fft_first(A, N, &from, l, re, im, step, count);                                                    \
-                continue;                                                                                                   \
-            }                                                                                                               \
-            zn_fft_first(A, N, &from, l, scratch, scratch + ZN_LANES, ZN_POINT, N);                                         \
-            if (C == 1) zn_fft_later(B, A, 1, table, scratch, re, im, step, count);                                   \
-            else {                                                                                                          \
-                const float *w = zn_fft_later(B, A, C, table, scratch, half, half + ZN_LANES, ZN_POINT, N);                 \
-                zn_fft_later(C, A * B, 1, w, half, re, im, step, count);                                              \
-            }                                                                                                               \
-        }                                                                                                                   \
+ZN_INLINE void zn_fft_codelet(const int n, const int A, const int B, const int C, const float *table,
+                              const zn_lines *source, const zn_lines *target, long lines, float *scratch) {
+    /* field by field: a copy of the whole struct would wait for the stores that just made it */
+    const zn_lines from = {source->re, source->im, source->step, source->next, source->count};
+    const long step = target->step, next = target->next;
+    const int count = target->count;
+    float *half = scratch + n * ZN_POINT, *re = target->re, *im = target->im;
+    for (long l = 0; l < lines; l++, re += next, im += next) {
+        if (B == 1) {
+            zn_fft_first(A, n, &from, l, re, im, step, count);
+            continue;
+        }
+        zn_fft_first(A, n, &from, l, scratch, scratch + ZN_LANES, ZN_POINT, n);
+        if (C == 1) zn_fft_later(B, A, 1, table, scratch, re, im, step, count);
+        else {
+            const float *w = zn_fft_later(B, A, C, table, scratch, half, half + ZN_LANES, ZN_POINT, n);
+            zn_fft_later(C, A * B, 1, w, half, re, im, step, count);
+        }
+    }
+}
+#define X(N, A, B, C)                                                                                                \
+    static __attribute__((noinline)) void zn_fft_##N(const float *table, const zn_lines *source,                     \
+                                                     const zn_lines *target, long lines, float *scratch) {           \
+        zn_fft_codelet(N, A, B, C, table, source, target, lines, scratch);                                           \
     }
 ZN_EACH_CODELET(X)
 #undef X

@@ -1,7 +1,7 @@
-/* Spectra of pairs of real planes: two planes a, b of ny x nx make one complex plane a + i b. Its transform Z lies as in
- * scratch, point (kx, ky) at kx * width + ky * ZN_POINT. The spectra of a and b are kept in *columns* (ky, kx): kx = 0 ..
- * nx / 2, and for each all ky, but only ky <= ny / 2 where kx = 0 or 2 kx = nx, which mirror themselves. A column is `step`
- * floats from the last, and holds the point of b after that of a. */
+/* Spectra of pairs of real planes: two planes a, b of ny x nx make one complex plane a + i b. Its transform Z lies as
+ * in scratch, point (kx, ky) at kx * width + ky * ZN_POINT. The spectra of a and b are kept in *columns* (ky, kx):
+ * kx = 0 .. nx / 2, and for each all ky, but only ky <= ny / 2 where kx = 0 or 2 kx = nx, which mirror themselves. A
+ * column is `step` floats from the last, and holds the point of b after that of a. */
 #ifndef ZNNI_FFT_PLANES_H
 #define ZNNI_FFT_PLANES_H
 #include "fft_lanes.h"
@@ -42,8 +42,9 @@ static inline void zn_planes_split(int nx, int ny, const float *z, long width, i
     }
 }
 
-/* Columns to Z; b is zero if `alone`. Meanwhile the points after those of a and b are fetched. */
+/* Columns to Z; b is zero if `alone`. Meanwhile the two points that come next in each column are fetched. */
 static inline void zn_planes_merge(int nx, int ny, const float *columns, long step, int alone, float *z, long width) {
+    const long next = (alone ? 1 : 2) * ZN_POINT;
     for (int kx = 0; kx <= nx / 2; kx++) {
         const int count = zn_plane_columns(nx, ny, kx);
         float *p = z + kx * width, *mirror = z + (kx ? nx - kx : 0) * width, *m = mirror;
@@ -51,7 +52,7 @@ static inline void zn_planes_merge(int nx, int ny, const float *columns, long st
             const zn_vec ar = zn_load(columns), ai = zn_load(columns + ZN_LANES);
             zn_vec br = zn_splat(0.0f), bi = br;
             if (!alone) br = zn_load(columns + ZN_POINT), bi = zn_load(columns + ZN_POINT + ZN_LANES);
-            __builtin_prefetch(columns + 2 * ZN_POINT), __builtin_prefetch(columns + 3 * ZN_POINT);
+            __builtin_prefetch(columns + next), __builtin_prefetch(columns + next + ZN_POINT);
             zn_store(m, ar + bi), zn_store(m + ZN_LANES, br - ai);
             zn_store(p, ar - bi), zn_store(p + ZN_LANES, ai + br);
             m = mirror + (ny - 1 - ky) * ZN_POINT;

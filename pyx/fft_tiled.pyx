@@ -1,23 +1,23 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Tiled FFT convolution (overlap-save): tiles of the input, one complex matrix product per frequency, tiles of the output.
+"""Tiled FFT convolution (overlap-save): tiles of the input, a complex matrix product per frequency, tiles of output.
 
-Three stages per block of tiles; a *lane group* is ZN_LANES rows, a row being one channel of one tile:
+Three stages per block of tiles. A *lane group* is ZN_LANES rows, a row being one channel of one tile; a *column* is the
+line along z of one (ky, kx), and holds, lane group after lane group, the planes of the tile side by side.
 
-1. x and y transforms of every plane of every lane group, real to complex along x by pairs of rows (`fft_lanes.h`). A *column*
-   is the line along z of one (ky, kx); it holds, lane group after lane group, the planes of the tile side by side. Of the
-   columns kx = 0 and, where nx is even, kx = nx / 2, which mirror themselves, only ky <= ny / 2 are kept.
-2. Per column: z transforms of the tiles; then for each panel of output channels z transforms of the kernels, a matrix product
-   for each kz (`complex_gemm.h`), and inverse z transforms of the wanted planes, which go where the column was read from.
+1. x and y transforms of the planes of every lane group, two real planes as one complex plane (`fft_planes.h`).
+2. Per column: z transforms of the tiles; then for each panel of output channels z transforms of the kernels, a matrix
+   product for each kz (`complex_gemm.h`), and inverse z transforms of the wanted planes, to where the column came from.
 3. Inverse y and x transforms of the wanted planes, bias, activation, store. Kernel spectra carry the scale.
 
-That the z transforms are part of stage 2 lets kernel spectra be kept with kz planes instead of nz (a third to a sixth of the
-bytes), and lets spectra and block be read in runs of whole lines. A dilated layer is prod(dilation) interleaved sub-lattices.
+That the z transforms are part of stage 2 lets kernel spectra be kept with kz planes instead of nz, a third to a sixth
+of the bytes, and both spectra and block be read in runs of whole lines. A dilated layer is prod(dilation) interleaved
+sub-lattices.
 """
 
 from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memset
 
-from tile_places cimport Axis, Place, axis_of, place_of
+from tile_places cimport MAX_LANES, Axis, Lanes, Place, axis_of, blank, find_lanes, place_of
 
 
 cdef extern from "fft_lanes.h" nogil:
@@ -58,28 +58,23 @@ cdef extern from "lane_rows.h" nogil:
     ctypedef struct zn_vec:
         pass
     zn_vec zn_load(const float *p)
-    void zn_rows_load(const float **row, const float *last, long offset, const float *end, int count, int stride, float *to,
-                      long step)
+    void zn_rows_load(const float **row, const float *last, long offset, const float *end, int count, int stride,
+                      float *to, long step)
     void zn_rows_prefetch(const float **row, long offset, long floats)
-    void zn_rows_store(const float *source, long step, int count, zn_vec bias, int code, float a, float b, float **row,
-                       long offset, int stride, const int *first, const int *last)
+    void zn_rows_store(const float *source, long step, int count, zn_vec bias, int code, float a, float b,
+                       float **row, long offset, int stride, const int *first, const int *last)
 
 LANES = ZN_LANES
 
-cdef enum:
-    MAX_LANES = 16
-
-
-# Rows that go together, one a lane.
-cdef struct Lanes:
-    const float *source[MAX_LANES]
-    const float *highest  # of the sources
-    const float *end  # of the array that they lie in
-    float *target[MAX_LANES]
-    int first[MAX_LANES]  # outputs along x that are stored
-    int last[MAX_LANES]
-    int limit[3][MAX_LANES]  # samples that there are
-    bint ragged  # a lane has fewer than the tile reads
+# Planes of real samples, and where their spectra go.
+cdef struct Samples:
+    long plane_stride
+    long row_stride
+    int stride
+    int ny
+    int nx
+    bint kernel  # of kernels: spectra are conjugate and scaled
+    long step  # floats from column to column
 
 
 # What is fused into the store.
@@ -91,7 +86,7 @@ cdef struct Finish:
 
 
 cdef long padded(long floats) noexcept nogil:
-    """`floats` rounded up to whole cache lines, an odd number of them, so that neighbours differ in their cache sets."""
+    """`floats` rounded up to an odd number of cache lines, so that neighbours differ in their cache sets."""
     return (floats + 15) // 16 * 16 | 16
 
 
@@ -117,8 +112,8 @@ cdef class Tiling:
         As given, but no more than there are tiles.
     spectra_bytes, table_bytes : int
         Of the kernel spectra and of the twiddles.
-    workspace_bytes : int
-        That `run` wants besides the spectra: the block, and scratch for every thread.
+    workspace_bytes, scratch_bytes : int
+        That `run` wants besides the spectra: the block, and scratch for every thread; the latter alone.
 
     Raises
     ------
@@ -134,7 +129,7 @@ cdef class Tiling:
     cdef float scale  # of the kernels: undoes the doublings of `zn_planes_split` and the three unnormalised transforms
     cdef long column_step, spectra_step  # floats from column to column
     cdef long fft_floats, row_step, plane_step, a_step, b_step, c_step, scratch_step
-    cdef readonly long tiles, block, columns, spectra_bytes, table_bytes, workspace_bytes
+    cdef readonly long tiles, block, columns, spectra_bytes, table_bytes, workspace_bytes, scratch_bytes
 
     def __init__(self, shape, long out_channels, kernel, dilation, tile, long block, int threads):
         cdef int i, nz, ny, nx
@@ -170,11 +165,12 @@ cdef class Tiling:
             nz * (self.a_step + self.b_step + self.c_step + 8 * ZN_POINT),
         ))
         self.spectra_bytes = 4 * self.columns * self.spectra_step
-        self.workspace_bytes = 4 * (self.columns * self.column_step + threads * self.scratch_step)
+        self.scratch_bytes = 4 * threads * self.scratch_step
+        self.workspace_bytes = 4 * self.columns * self.column_step + self.scratch_bytes
 
     @property
     def axes(self):
-        """Geometry along z, y and x: dicts of points `n`, `keep` (outputs of a tile), `load` (samples it reads) and more."""
+        """Geometry along z, y and x: dicts of `n` points, `keep` outputs of a tile, `load` samples it reads, ..."""
         return self.axis[0], self.axis[1], self.axis[2]
 
     def prepare(self, float[::1] table not None):
@@ -187,7 +183,7 @@ cdef class Tiling:
             at += zn_fft_table_floats(self.axis[i].n)
 
     def transform_kernels(self, const float[:, :, :, :, ::1] weight not None, float[::1] spectra not None,
-                          unsigned char[::1] workspace not None):
+                          unsigned char[::1] scratch not None):
         """Kernels transformed along y and x, conjugate and scaled.
 
         Parameters
@@ -195,10 +191,10 @@ cdef class Tiling:
         weight : float32, (out channel, in channel, z, y, x)
         spectra : float32, `spectra_bytes` long, 64-byte aligned
             Is written.
-        workspace : uint8, `workspace_bytes` long, 64-byte aligned
+        scratch : uint8, `scratch_bytes` long
         """
         with nogil:
-            self.kernels(&weight[0, 0, 0, 0, 0], &spectra[0], <float *> &workspace[0])
+            self.kernels(&weight[0, 0, 0, 0, 0], &spectra[0], <float *> &scratch[0])
 
     def run(self, const float[:, :, :, :, ::1] x not None, const float[:, :, :, :, ::1] weight,
             const float[::1] spectra, const float[::1] bias not None, int activation, float a, float b,
@@ -245,7 +241,7 @@ cdef class Tiling:
                 self.inverse(columns, &finish, first, count, &out[0, 0, 0, 0, 0], scratch)
                 first += count
 
-    # -- kernels --------------------------------------------------------------------------------------------------------
+    # -- kernels ------------------------------------------------------------------------------------------------------
 
     cdef void kernels(self, const float *weight, float *spectra, float *scratch) noexcept nogil:
         cdef long group
@@ -261,18 +257,22 @@ cdef class Tiling:
         cdef long size = <long> a[0].kernel * a[1].kernel * a[2].kernel, plane = <long> a[1].kernel * a[2].kernel
         cdef long first = group // self.in_channels * ZN_LANES, lane, channel, z
         cdef Lanes lanes
+        cdef Samples samples
         for lane in range(ZN_LANES):
             channel = min(first + lane, self.out_channels - 1)
             lanes.source[lane] = weight + (channel * self.in_channels + group % self.in_channels) * size
         lanes.highest = lanes.source[ZN_LANES - 1]
         lanes.end = weight + self.out_channels * self.in_channels * size
         lanes.ragged = False
+        samples.plane_stride, samples.row_stride, samples.stride = plane, a[2].kernel, 1
+        samples.ny, samples.nx, samples.kernel, samples.step = a[1].kernel, a[2].kernel, True, self.spectra_step
+        spectra += group * a[0].kernel * ZN_POINT
         for z in range(0, a[0].kernel, 2):
-            self.planes_forward(&lanes, z, min(<long> 2, a[0].kernel - z), plane, a[2].kernel, 1, a[1].kernel, a[2].kernel,
-                                True, NULL, 0, spectra + (group * a[0].kernel + z) * ZN_POINT, self.spectra_step, scratch)
+            self.planes_forward(&samples, &lanes, z, min(<long> 2, a[0].kernel - z), NULL, 0, spectra + z * ZN_POINT,
+                                scratch)
         zn_stream_fence()
 
-    # -- stage 1 --------------------------------------------------------------------------------------------------------
+    # -- stage 1 ------------------------------------------------------------------------------------------------------
 
     cdef void forward(self, const float *x, long first, long count, float *columns, float *scratch) noexcept nogil:
         """Tiles first .. first + count - 1 of the input."""
@@ -287,69 +287,54 @@ cdef class Tiling:
                             float *scratch) noexcept nogil:
         cdef Axis *a = self.axis
         cdef Lanes lanes, next
-        cdef long z, row_stride = <long> a[1].dilation * a[2].size
-        cdef long plane_stride = <long> a[0].dilation * a[1].size * a[2].size
-        self.find_lanes(x, first, rows, group, &lanes)
-        self.find_lanes(x, first, rows, group + 1, &next)
+        cdef Samples samples
+        cdef long z
+        samples.plane_stride = <long> a[0].dilation * a[1].size * a[2].size
+        samples.row_stride, samples.stride = <long> a[1].dilation * a[2].size, a[2].dilation
+        samples.ny, samples.nx, samples.kernel, samples.step = a[1].load, a[2].load, False, self.column_step
+        find_lanes(a, x, self.batch, self.in_channels, first, rows, group, ZN_LANES, &lanes)
+        find_lanes(a, x, self.batch, self.in_channels, first, rows, group + 1, ZN_LANES, &next)
+        columns += group * a[0].load * ZN_POINT
         for z in range(0, a[0].load, 2):
-            self.planes_forward(&lanes, z, min(<long> 2, a[0].load - z), plane_stride, row_stride, a[2].dilation, a[1].load,
-                                a[2].load, False, &lanes if z + 2 < a[0].load else &next, z + 2 if z + 2 < a[0].load else 0,
-                                columns + (group * a[0].load + z) * ZN_POINT, self.column_step, scratch)
+            if z + 2 < a[0].load:
+                self.planes_forward(&samples, &lanes, z, 2, &lanes, z + 2, columns + z * ZN_POINT, scratch)
+            else:
+                self.planes_forward(&samples, &lanes, z, a[0].load - z, &next, 0, columns + z * ZN_POINT, scratch)
         zn_stream_fence()
 
-    cdef void find_lanes(self, const float *x, long first, long rows, long group, Lanes *lanes) noexcept nogil:
-        """Rows of a lane group; lanes beyond the last row repeat it."""
-        cdef Axis *a = self.axis
-        cdef Place p
-        cdef long voxels = <long> a[0].size * a[1].size * a[2].size, lane, row, tile = -1
-        cdef int i
-        lanes.ragged = False
-        lanes.highest = x
-        lanes.end = x + self.batch * self.in_channels * voxels
-        for lane in range(ZN_LANES):
-            row = min(group * ZN_LANES + lane, rows - 1)
-            if tile != first + row // self.in_channels:
-                tile = first + row // self.in_channels
-                p = place_of(a, tile)
-            lanes.source[lane] = x + (p.batch * self.in_channels + row % self.in_channels) * voxels + p.source
-            lanes.highest = max(lanes.highest, lanes.source[lane])
-            for i in range(3):
-                lanes.limit[i][lane] = p.limit[i]
-                if p.limit[i] < a[i].load:
-                    lanes.ragged = True
-
-    cdef void planes_forward(self, Lanes *lanes, long z, long planes, long plane_stride, long row_stride, int stride, int ny,
-                             int nx, bint kernel, Lanes *ahead, long ahead_z, float *target, long step,
-                             float *scratch) noexcept nogil:
-        """x and y transforms of planes z and, if there are two, z + 1, of ny x nx samples, into columns: twice the spectra,
-        and those of kernels conjugate and scaled. `ahead`: where the planes are that come next, to be fetched meanwhile."""
+    cdef void planes_forward(self, const Samples *samples, Lanes *lanes, long z, long planes, Lanes *ahead,
+                             long ahead_z, float *columns, float *scratch) noexcept nogil:
+        """x and y transforms of planes z and, if there are two, z + 1, into columns: twice the spectra. `ahead` says
+        where the planes lie that come next, to be fetched meanwhile."""
         cdef float *plane = scratch + self.fft_floats
         cdef float *line = plane + self.axis[2].n * self.plane_step
-        cdef int full_ny = self.axis[1].n, full_nx = self.axis[2].n
-        cdef long y, i, x
-        cdef zn_lines source, target_lines
-        for y in range(ny):
+        cdef int ny = self.axis[1].n, nx = self.axis[2].n
+        cdef long span = <long> (samples.nx - 1) * samples.stride + 1, y, i, x, at
+        cdef zn_lines source, target
+        for y in range(samples.ny):
             for i in range(planes):
-                zn_rows_load(lanes.source, lanes.highest, (z + i) * plane_stride + y * row_stride, lanes.end, nx, stride,
+                at = (z + i) * samples.plane_stride + y * samples.row_stride
+                zn_rows_load(lanes.source, lanes.highest, at, lanes.end, samples.nx, samples.stride,
                              line + i * ZN_LANES, ZN_POINT)
                 if lanes.ragged:
-                    blank(lanes, z + i, y, nx, line + i * ZN_LANES)
+                    blank(lanes, z + i, y, samples.nx, line + i * ZN_LANES, ZN_LANES, ZN_POINT)
                 if ahead != NULL:
-                    zn_rows_prefetch(ahead.source, (ahead_z + i) * plane_stride + y * row_stride, (nx - 1) * stride + 1)
+                    at = (ahead_z + i) * samples.plane_stride + y * samples.row_stride
+                    zn_rows_prefetch(ahead.source, at, span)
             if planes == 1:
-                for x in range(nx):
+                for x in range(samples.nx):
                     memset(line + x * ZN_POINT + ZN_LANES, 0, ZN_LANES * sizeof(float))
-            if kernel:
-                zn_points_scale(line, nx, self.scale)
-            source = zn_lines_of(line, kernel, ZN_POINT, 0, nx)
-            target_lines = zn_lines_of(plane + y * ZN_POINT, kernel, self.plane_step, 0, full_nx)
-            zn_fft_lines(&self.plan[2], &source, &target_lines, 1, scratch)
-        source = zn_lines_of(plane, kernel, ZN_POINT, self.plane_step, ny)
-        target_lines = zn_lines_of(plane, kernel, ZN_POINT, self.plane_step, full_ny)
-        zn_fft_lines(&self.plan[1], &source, &target_lines, full_nx, scratch)
-        zn_planes_split(full_nx, full_ny, plane, self.plane_step, planes == 1, target, step)
+            if samples.kernel:
+                zn_points_scale(line, samples.nx, self.scale)
+            source = zn_lines_of(line, samples.kernel, ZN_POINT, 0, samples.nx)
+            target = zn_lines_of(plane + y * ZN_POINT, samples.kernel, self.plane_step, 0, nx)
+            zn_fft_lines(&self.plan[2], &source, &target, 1, scratch)
+        source = zn_lines_of(plane, samples.kernel, ZN_POINT, self.plane_step, samples.ny)
+        target = zn_lines_of(plane, samples.kernel, ZN_POINT, self.plane_step, ny)
+        zn_fft_lines(&self.plan[1], &source, &target, nx, scratch)
+        zn_planes_split(nx, ny, plane, self.plane_step, planes == 1, columns, samples.step)
 
-    # -- stage 2 --------------------------------------------------------------------------------------------------------
+    # -- stage 2 ------------------------------------------------------------------------------------------------------
 
     cdef void multiply(self, const float *spectra, long count, float *columns, float *scratch) noexcept nogil:
         """Products of `count` tiles, in place: columns of the input become columns of the output."""
@@ -358,11 +343,12 @@ cdef class Tiling:
         with parallel(num_threads=self.threads):
             own = scratch + threadid() * self.scratch_step
             for column in prange(self.columns, schedule="dynamic"):
-                self.multiply_column(spectra + column * self.spectra_step, count, columns + column * self.column_step, own)
+                self.multiply_column(spectra + column * self.spectra_step, count, columns + column * self.column_step,
+                                     own)
 
     cdef void multiply_column(self, const float *spectra, long count, float *column, float *scratch) noexcept nogil:
-        cdef int nz = self.axis[0].n, width = ZN_CGEMM_WIDTH
-        cdef long panel = 0, kz
+        cdef int nz = self.axis[0].n, keep = self.axis[0].keep, width = ZN_CGEMM_WIDTH
+        cdef long panel = 0, kz, vector = self.in_channels * self.axis[0].kernel * ZN_POINT
         cdef float *a = scratch + self.fft_floats
         cdef float *b = a + nz * self.a_step
         cdef float *c = b + nz * self.b_step
@@ -371,15 +357,16 @@ cdef class Tiling:
         self.tiles_along_z(column, (count * self.in_channels + ZN_LANES - 1) // ZN_LANES, a, few, scratch)
         while panel < self.vectors:
             width = min(width, <int> (self.vectors - panel))
-            self.kernels_along_z(spectra + panel * self.in_channels * self.axis[0].kernel * ZN_POINT, width, b, few, scratch)
+            self.kernels_along_z(spectra + panel * vector, width, b, few, scratch)
             for kz in range(nz):
                 at = a + kz * self.a_step
                 zn_cgemm_panel(width, count, self.in_channels, at, at + self.row_step, at + 2 * self.row_step,
                                b + kz * self.b_step, c + kz * self.c_step)
-            self.products_along_z(c, width, count, column + panel * self.axis[0].keep * ZN_POINT, scratch)
+            self.products_along_z(c, width, count, column + panel * keep * ZN_POINT, scratch)
             panel += width
 
-    cdef void tiles_along_z(self, const float *column, long groups, float *a, float *few, float *scratch) noexcept nogil:
+    cdef void tiles_along_z(self, const float *column, long groups, float *a, float *few,
+                            float *scratch) noexcept nogil:
         """z transforms of the tiles of a column, spread over the matrices A of its nz frequencies."""
         cdef int nz = self.axis[0].n, load = self.axis[0].load
         cdef long group, some, line, kz
@@ -398,7 +385,8 @@ cdef class Tiling:
                 to = a + kz * self.a_step + group * ZN_LANES
                 zn_gauss_rows(few + kz * ZN_POINT, nz * ZN_POINT, some, to, to + self.row_step, to + 2 * self.row_step)
 
-    cdef void kernels_along_z(self, const float *spectra, int width, float *b, float *few, float *scratch) noexcept nogil:
+    cdef void kernels_along_z(self, const float *spectra, int width, float *b, float *few,
+                              float *scratch) noexcept nogil:
         """z transforms of the kernels of `width` vectors of output channels, as panels B of the nz frequencies."""
         cdef int nz = self.axis[0].n, kernel = self.axis[0].kernel
         cdef long channel, some, kz, v, depth = self.in_channels
@@ -406,15 +394,16 @@ cdef class Tiling:
         for channel in range(0, depth, 4):
             some = min(<long> 4, depth - channel)
             for v in range(width):
-                source = zn_lines_of(spectra + (v * depth + channel) * kernel * ZN_POINT, True, ZN_POINT, kernel * ZN_POINT,
-                                     kernel)
+                source = zn_lines_of(spectra + (v * depth + channel) * kernel * ZN_POINT, True, ZN_POINT,
+                                     kernel * ZN_POINT, kernel)
                 target = zn_lines_of(few + v * some * nz * ZN_POINT, True, ZN_POINT, nz * ZN_POINT, nz)
                 zn_fft_lines(&self.plan[0], &source, &target, some, scratch)
             for kz in range(nz):
                 zn_gauss_panel(width, few + kz * ZN_POINT, nz * ZN_POINT, some * nz * ZN_POINT, some,
                                b + kz * self.b_step + channel * 3 * width * ZN_LANES)
 
-    cdef void products_along_z(self, const float *c, int width, long count, float *column, float *scratch) noexcept nogil:
+    cdef void products_along_z(self, const float *c, int width, long count, float *column,
+                               float *scratch) noexcept nogil:
         """Inverse z transforms of the products C of the nz frequencies, wanted planes only, into the column."""
         cdef int nz = self.axis[0].n, keep = self.axis[0].keep
         cdef long tile, some, v
@@ -430,7 +419,7 @@ cdef class Tiling:
                 target = zn_lines_of(to, True, ZN_POINT, self.vectors * keep * ZN_POINT, keep)
                 zn_fft_lines(&self.plan[0], &source, &target, some, scratch)
 
-    # -- stage 3 --------------------------------------------------------------------------------------------------------
+    # -- stage 3 ------------------------------------------------------------------------------------------------------
 
     cdef void inverse(self, const float *columns, const Finish *finish, long first, long count, float *out,
                       float *scratch) noexcept nogil:
@@ -478,12 +467,3 @@ cdef class Tiling:
                                   finish.b, lanes.target,
                                   ((z + i) * a[0].dilation * a[1].out + y * a[1].dilation) * a[2].out, a[2].dilation,
                                   lanes.first, lanes.last)
-
-
-cdef void blank(const Lanes *lanes, long z, long y, int nx, float *line) noexcept nogil:
-    """Zeros where a lane's sub-lattice has ended, so that what lies beyond (NaN, say) stays out of the tile."""
-    cdef long lane, x
-    for lane in range(ZN_LANES):
-        x = 0 if z >= lanes.limit[0][lane] or y >= lanes.limit[1][lane] else lanes.limit[2][lane]
-        for x in range(x, nx):
-            line[x * ZN_POINT + lane] = 0.0

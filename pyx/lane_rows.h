@@ -1,11 +1,10 @@
-/* Rows of voxels in and out of lanes: ZN_LANES rows, each with its own address, to and from vectors that hold one voxel of
- * every row. Blocks of ZN_LANES x ZN_LANES are transposed in registers. */
+/* Rows of voxels in and out of lanes: ZN_LANES rows, each with its own address, to and from vectors that hold one voxel
+ * of every row. Blocks of ZN_LANES x ZN_LANES are transposed in registers. */
 #ifndef ZNNI_LANE_ROWS_H
 #define ZNNI_LANE_ROWS_H
 #include "activation.h"
 
-/* In each quarter (128 bits) of a vector: interleave the lower or upper halves of a and b, or join their lower or upper pairs;
- * then exchange quarters. */
+/* A pattern of shuffling that is the same in each quarter (128 bits) of a vector. */
 #if ZN_LANES == 16
 #define ZN_BY_QUARTER(A, B, C, D) \
     {A, B, C, D, A + 4, B + 4, C + 4, D + 4, A + 8, B + 8, C + 8, D + 8, A + 12, B + 12, C + 12, D + 12}
@@ -16,10 +15,11 @@
 #endif
 
 static inline __attribute__((always_inline)) void zn_transpose(zn_vec *v) {
-    const zn_ivec low = ZN_BY_QUARTER(0, ZN_LANES, 1, ZN_LANES + 1), high = ZN_BY_QUARTER(2, ZN_LANES + 2, 3, ZN_LANES + 3);
-    const zn_ivec front = ZN_BY_QUARTER(0, 1, ZN_LANES, ZN_LANES + 1), back = ZN_BY_QUARTER(2, 3, ZN_LANES + 2, ZN_LANES + 3);
+    enum { B = ZN_LANES }; /* first lane of the second of two vectors */
+    const zn_ivec low = ZN_BY_QUARTER(0, B, 1, B + 1), high = ZN_BY_QUARTER(2, B + 2, 3, B + 3);
+    const zn_ivec front = ZN_BY_QUARTER(0, 1, B, B + 1), back = ZN_BY_QUARTER(2, 3, B + 2, B + 3);
 #pragma GCC unroll 4
-    for (int i = 0; i < ZN_LANES; i += 4) { /* 4 x 4 in every quarter */
+    for (int i = 0; i < ZN_LANES; i += 4) { /* 4 x 4 in every quarter; then quarters are exchanged */
         const zn_vec a = __builtin_shuffle(v[i], v[i + 1], low), b = __builtin_shuffle(v[i], v[i + 1], high);
         const zn_vec c = __builtin_shuffle(v[i + 2], v[i + 3], low), d = __builtin_shuffle(v[i + 2], v[i + 3], high);
         v[i] = __builtin_shuffle(a, c, front), v[i + 1] = __builtin_shuffle(a, c, back);
@@ -53,8 +53,8 @@ static inline __attribute__((always_inline)) void zn_transpose(zn_vec *v) {
 }
 
 /* Voxels x = 0 .. count - 1 of every row, `stride` floats apart, to vectors `step` floats apart. Row l starts at
- * row[l] + offset. Whole blocks are read, so up to ZN_LANES - 1 floats past a row; `last` is the row that lies highest, and
- * what is at or after `end` is not touched, and reads as zero. */
+ * row[l] + offset. Whole blocks are read, so up to ZN_LANES - 1 floats past a row; `last` is the row that lies highest,
+ * and what is at or after `end` is not touched, and reads as zero. */
 static inline void zn_rows_load(const float *const *row, const float *last, long offset, const float *end, int count,
                                 int stride, float *to, long step) {
     const long span = (long)(count - 1) * stride + 1;
@@ -88,11 +88,11 @@ static inline void zn_rows_load(const float *const *row, const float *last, long
 /* Asks for the cache lines of `floats` floats of every row. */
 static inline void zn_rows_prefetch(const float *const *row, long offset, long floats) {
     for (int l = 0; l < ZN_LANES; l++)
-        for (long x = 0; x < floats + 15; x += 16) __builtin_prefetch(row[l] + offset + (x < floats ? x : floats - 1), 0, 3);
+        for (long x = 0; x < floats + 15; x += 16) __builtin_prefetch(row[l] + offset + (x < floats ? x : floats - 1));
 }
 
-/* Vectors x = 0 .. count - 1, `step` floats apart, plus bias and through the activation, to rows of voxels `stride` floats
- * apart. Of row l only voxels first[l] <= x < last[l] are written. */
+/* Vectors x = 0 .. count - 1, `step` floats apart, plus bias and through the activation, to rows of voxels `stride`
+ * floats apart. Of row l only voxels first[l] <= x < last[l] are written. */
 static inline void zn_rows_store(const float *from, long step, int count, zn_vec bias, int code, float a, float b,
                                  float *const *row, long offset, int stride, const int *first, const int *last) {
     for (int x = 0; x < count; x += ZN_LANES) {
@@ -110,7 +110,8 @@ static inline void zn_rows_store(const float *from, long step, int count, zn_vec
             else {
                 float some[ZN_LANES];
                 zn_store(some, v[l]);
-                for (int i = first[l] > at ? first[l] - at : 0; i < ZN_LANES && at + i < last[l]; i++) to[(long)i * stride] = some[i];
+                for (int i = first[l] > at ? first[l] - at : 0; i < ZN_LANES && at + i < last[l]; i++)
+                    to[(long)i * stride] = some[i];
             }
         }
     }

@@ -23,6 +23,22 @@ cdef struct Place:
     int limit[3]  # samples that there are
 
 
+cdef enum:
+    MAX_LANES = 16
+
+
+# Rows (a channel of a tile) that go together, one a lane.
+cdef struct Lanes:
+    const float *source[MAX_LANES]
+    const float *highest  # of the sources
+    const float *end  # of the array that they lie in
+    float *target[MAX_LANES]
+    int first[MAX_LANES]  # outputs along x that are stored
+    int last[MAX_LANES]
+    int limit[3][MAX_LANES]  # samples that there are
+    bint ragged  # a lane has fewer than the tile reads
+
+
 cdef inline Axis axis_of(int n, int kernel, int dilation, int size) noexcept nogil:
     """An axis cut into tiles of `n` points; `out` < 1 where the kernel does not fit."""
     cdef Axis a
@@ -67,3 +83,36 @@ cdef inline Place place_of(const Axis *axis, long tile) noexcept nogil:
         out_stride *= a.out
     p.batch = tile
     return p
+
+
+cdef inline void find_lanes(const Axis *axis, const float *x, long batch, long channels, long first, long rows,
+                            long group, long width, Lanes *lanes) noexcept nogil:
+    """The sources of lane group number `group`, of `width` lanes, among the `rows` of the tiles from `first` on; lanes
+    beyond the last row repeat it."""
+    cdef Place p
+    cdef long voxels = <long> axis[0].size * axis[1].size * axis[2].size, lane, row, tile = -1
+    cdef int i
+    lanes.ragged = False
+    lanes.highest = x
+    lanes.end = x + batch * channels * voxels
+    for lane in range(width):
+        row = min(group * width + lane, rows - 1)
+        if tile != first + row // channels:
+            tile = first + row // channels
+            p = place_of(axis, tile)
+        lanes.source[lane] = x + (p.batch * channels + row % channels) * voxels + p.source
+        lanes.highest = max(lanes.highest, lanes.source[lane])
+        for i in range(3):
+            lanes.limit[i][lane] = p.limit[i]
+            if p.limit[i] < axis[i].load:
+                lanes.ragged = True
+
+
+cdef inline void blank(const Lanes *lanes, long z, long y, int count, float *line, long width,
+                       long step) noexcept nogil:
+    """Zeros where a lane's sub-lattice has ended, so that what lies beyond (NaN, say) stays out of the tile."""
+    cdef long lane, x, start
+    for lane in range(width):
+        start = 0 if z >= lanes.limit[0][lane] or y >= lanes.limit[1][lane] else lanes.limit[2][lane]
+        for x in range(start, count):
+            line[x * step + lane] = 0.0

@@ -1,4 +1,4 @@
-"""Sizes of transforms: those that the FFT engine (``pyx/fft_lanes.h``) takes, and those that tiles of a convolution want."""
+"""Sizes of transforms: those that the FFT engine (``pyx/fft_lanes.h``) takes, and those that tiles of a layer want."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def good_sizes(least: int, most: int) -> list[int]:
 def tile_sizes(outputs: int, kernel: int, most: int = 64) -> tuple[int, ...]:
     """Sizes worth trying for tiles that together give `outputs` along an axis, ascending.
 
-    A tile of n points gives n - `kernel` + 1 outputs. A size is worth trying where all tiles together have fewer points than
-    those of any smaller size.
+    A tile of n points gives n - `kernel` + 1 outputs. A size is worth trying where all tiles together have fewer points
+    than those of any smaller size.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What is peculiar to the tiled FFT convolution: its transforms, tiles and sub-lattices, blocks, spectra, ragged matrices."""
+"""What is peculiar to the tiled FFT convolution: transforms, tiles and sub-lattices, blocks, spectra, ragged matrices."""
 
 from math import prod
 
@@ -42,7 +42,7 @@ def error(y, expected):
 
 @pytest.mark.parametrize("axis", range(3))
 def test_every_size_of_transform(axis):
-    """Against the definition, for every size of tile up to 512: codelets and general passes, real pairs, odd and even."""
+    """Against the definition, for every size of tile up to 512: codelets and general passes, odd and even."""
     rng = np.random.default_rng(axis)
     for n in good_sizes(3, 512):
         kernel, shape, tile = [1, 1, 1], [2, 1, 1, 1, 1], [1, 1, 1]
@@ -81,7 +81,7 @@ def test_tiles_that_do_not_divide_the_output(size):
         x, weights = made(layer, shape)
         expected = truth(layer, weights, x)
         for tile in [(3, 2, 3), (4, 5, 8), (6, 6, 6), (9, 7, 10), (12, 12, 12), (32, 32, 32)]:
-            assert error(computed(layer, x, weights, tile, block=3), expected) < 1e-6
+            assert error(computed(layer, x, weights, tile, block=70), expected) < 1e-6
 
 
 @pytest.mark.parametrize("dilation", [(2, 2, 2), (1, 2, 3), (3, 1, 1), (4, 3, 4), (1, 1, 9)])
@@ -93,11 +93,11 @@ def test_dilation_by_sub_lattices(dilation):
         x, weights = made(layer, (2, 3, *(e + m for e, m in zip(extent, more, strict=True))))
         expected = truth(layer, weights, x)
         for tile in [(5, 4, 6), (8, 8, 8), (3, 2, 3)]:
-            assert error(computed(layer, x, weights, tile, block=9), expected) < 1e-6
+            assert error(computed(layer, x, weights, tile, block=150), expected) < 1e-6
 
 
 def test_what_a_tile_does_not_need_is_not_read():
-    """NaN and infinities stay where they are: in the tiles that read them, and out of other lanes and batch elements."""
+    """NaN and infinities stay where they are: in the tiles that read them, out of other lanes and batch elements."""
     layer = Conv(3, (3, 3, 3), dilation=(2, 2, 2))
     x, weights = made(layer, (3, 2, 13, 13, 13))
     clean = computed(layer, x, weights, (8, 8, 8), block=50)

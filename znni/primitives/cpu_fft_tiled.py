@@ -5,12 +5,12 @@ What a config sets:
 ``tile``
     Points of the transforms (z, y, x), each a product of 2, 3, 5 and 7. A tile gives tile - kernel + 1 outputs an axis.
 ``block``
-    Tiles that go together. Many share the transforms of the kernels and fill the matrix product; few take less workspace.
+    Tiles that go together. Many share the kernels' z transforms and fill the matrix product; few take less workspace.
 ``spectra``
     ``resident``: the kernels' spectra are made once and kept. ``recomputed``: each call makes them, in its workspace.
 
-After Zlateski, Jia, Li and Durand, "The anatomy of efficient FFT and Winograd convolutions on modern CPUs", ICS'19; the complex
-product in Gauss's form. Kernel spectra are kept before their z transform, with the kernel's planes instead of the tile's.
+After Zlateski, Jia, Li and Durand, "The anatomy of efficient FFT and Winograd convolutions on modern CPUs", ICS'19;
+complex products in Gauss's form. Kernel spectra are kept as they are before the z transform, with the kernel's planes.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from znni.primitives.base import Config, Cost, Memory, Operator, Primitive, Weig
 _MOST_KERNEL, _MOST_POINTS = 256, 512
 #: Tiles to a block worth trying.
 _BLOCKS = (96, 48, 24, 12, 4)
-#: Shares of the peak that one Zen 4 core reached: the matrix product by rows in registers (1 to 6), z transforms, whose lines
-#: are in the caches, and the other transforms, which pass through memory.
-_ROW_RATES, _Z_RATE, _PLANE_RATE = (0.25, 0.45, 0.62, 0.65, 0.8, 0.88), 0.37, 0.17
+#: Shares of the peak that one Zen 4 core reached: the matrix product by rows in registers (1 to 6), z transforms, whose
+#: lines are in the caches, and the other transforms, which pass through memory.
+_ROW_RATES, _Z_RATE, _PLANE_RATE = (0.29, 0.49, 0.62, 0.64, 0.8, 0.9), 0.21, 0.18
 
 
 def _tiling(layer: Conv, shape: Shape, config: Config, threads: int) -> fft_tiled.Tiling:
@@ -44,7 +44,7 @@ def _tiling(layer: Conv, shape: Shape, config: Config, threads: int) -> fft_tile
 
 
 def _flop(layer: Conv, shape: Shape, tiling: fft_tiled.Tiling, recomputed: bool) -> tuple[float, float, float]:
-    """FLOP of one call: of the matrix products, of the z transforms, and of the x and y transforms (5 n log2 n a line)."""
+    """FLOP of one call: matrix products, z transforms, and x and y transforms (5 n log2 n a complex line)."""
     z, y, x = tiling.axes
     half, vector = x["n"] // 2 + 1, fft_tiled.LANES
     out_rows = -(-layer.out_channels // vector) * vector
@@ -106,7 +106,7 @@ class _Tiled(Operator):
         self._spectra = None
         if config["spectra"] == "resident":
             self._spectra = self._kept[aligned(tiling.table_bytes) :].view(np.float32)
-            tiling.transform_kernels(self._weight, self._spectra, aligned_empty(tiling.workspace_bytes))
+            tiling.transform_kernels(self._weight, self._spectra, aligned_empty(tiling.scratch_bytes))
 
     def compute(self, x: np.ndarray, out: np.ndarray, workspace: np.ndarray) -> None:
         """One call of the kernel."""
@@ -152,7 +152,7 @@ class CpuFftTiled(Primitive):
         return Memory(tiling.table_bytes, tiling.workspace_bytes + tiling.spectra_bytes)
 
     def cost(self, layer: Conv, shape: Shape, config: Config) -> Cost:
-        """Transforms over the lines that matter and 6 FLOP a complex product; blocks and spectra written and read once."""
+        """Transforms over the lines that matter, 6 FLOP a complex product; blocks and spectra written and read once."""
         recomputed = config["spectra"] == "recomputed"
         tiling = _tiling(layer, shape, config, 1)
         z, y, x = tiling.axes
@@ -178,8 +178,8 @@ class CpuFftTiled(Primitive):
         sound = sound and isinstance(tile, (list, tuple)) and len(tile) == 3 and all(isinstance(n, int) for n in tile)
         if not sound:
             raise Unsupported(
-                f"a config of {self.name} has a tile (three sizes), a block of at least 1 tile, and spectra, 'resident' or "
-                f"'recomputed'; got {config_key(config)}; see configs()"
+                f"a config of {self.name} has a tile (three sizes), a block of at least 1 tile, and spectra, "
+                f"'resident' or 'recomputed'; got {config_key(config)}; see configs()"
             )
         for n, k in zip(tile, layer.kernel, strict=True):
             if not k <= n <= _MOST_POINTS or not is_good_size(n):
