@@ -113,10 +113,9 @@ def _voxels(layer: Layer, shape: Shape) -> float:
 
 def _kin(primitive: str, layer: Layer, shape: Shape, key: str) -> list[tuple]:
     """Classes of like measurements, closest first: same layer, spatial size and config at another batch; same layer and
-    config; same layer; same primitive on as many channels."""
+    config; same layer. Other layers say nothing: correcting one primitive by them, and not its rivals, misleads."""
     return [
         (primitive, layer, shape[1:], key),
         (primitive, layer, shape[1], key),
         (primitive, layer, shape[1]),
-        (primitive, shape[1] if shape[1] < 8 else 8),
     ]

@@ -24,7 +24,7 @@ import numpy as np
 from znni._kernels import fft_tiled
 from znni.arena import aligned, aligned_empty
 from znni.errors import InvalidShape, Unsupported
-from znni.fft_sizes import is_good_size, tile_sizes
+from znni.fft_sizes import is_good_size, next_good_size, tile_sizes
 from znni.layers import Conv, Shape, by_x
 from znni.primitives.base import Config, Cost, Memory, Operator, Primitive, Weights, config_key, register, unfit
 
@@ -32,6 +32,8 @@ from znni.primitives.base import Config, Cost, Memory, Operator, Primitive, Weig
 _MOST_KERNEL, _MOST_POINTS = 256, 512
 #: Tiles to a block worth trying.
 _BLOCKS = (96, 48, 24, 12, 4)
+#: Tile along z, y and x where the kernel is 1: planes go in pairs, rows and voxels by the vector.
+_POINTS_OF_NO_KERNEL = (2, 4, 8)
 #: Shares of the peak that one Zen 4 core reached: the matrix product by rows in registers (1 to 6), z transforms, whose
 #: lines are in the caches, and the other transforms, which pass through memory.
 _ROW_RATES, _Z_RATE, _PLANE_RATE = (0.29, 0.49, 0.62, 0.64, 0.8, 0.9), 0.21, 0.18
@@ -43,25 +45,30 @@ def _tiling(layer: Conv, shape: Shape, config: Config, threads: int) -> fft_tile
     )
 
 
+def _padded(channels: int) -> int:
+    """Channels rounded up to whole vectors."""
+    return -(-channels // fft_tiled.LANES) * fft_tiled.LANES
+
+
 def _flop(layer: Conv, shape: Shape, tiling: fft_tiled.Tiling, recomputed: bool) -> tuple[float, float, float]:
     """FLOP of one call: matrix products, z transforms, and x and y transforms (5 n log2 n a complex line)."""
     z, y, x = tiling.axes
-    half, vector = x["n"] // 2 + 1, fft_tiled.LANES
-    out_rows = -(-layer.out_channels // vector) * vector
+    out_rows = _padded(layer.out_channels)
     pairs = shape[1] * out_rows
 
     def line(n: int) -> float:
         return 5 * n * log2(n) + n
 
-    def plane(rows: int) -> float:
-        return rows * line(x["n"]) / 2 + half * line(y["n"])
+    def planes_of(count: int, rows: int) -> float:
+        return -(-count // 2) * (rows * line(x["n"]) + x["n"] * line(y["n"]))
 
     products = 6.0 * tiling.tiles * tiling.columns * z["n"] * pairs
     blocks = -(-tiling.tiles // tiling.block)
     along_z = tiling.columns * line(z["n"]) * (tiling.tiles * (shape[1] + out_rows) + blocks * pairs)
-    planes = tiling.tiles * (shape[1] * z["load"] * plane(y["load"]) + out_rows * z["keep"] * plane(y["keep"]))
+    forward, inverse = planes_of(z["load"], y["load"]), planes_of(z["keep"], y["keep"])
+    planes = tiling.tiles * (shape[1] * forward + out_rows * inverse)
     if recomputed:
-        planes += pairs * layer.kernel[0] * plane(layer.kernel[1])
+        planes += pairs * planes_of(*layer.kernel[:2])
     return products, along_z, planes
 
 
@@ -69,10 +76,14 @@ def _flop(layer: Conv, shape: Shape, tiling: fft_tiled.Tiling, recomputed: bool)
 def _configs(layer: Conv, shape: Shape) -> tuple[tuple, ...]:
     """(tile, block, spectra) worth timing, best guess first."""
     out = layer.output_shape(shape)
-    axes = [(-(-o // d), k) for o, k, d in zip(out[2:], layer.kernel, layer.dilation, strict=True)]
-    sizes = {axis: tile_sizes(*axis) for axis in axes}
+    axes, sizes = [], {}
+    for o, k, d, few in zip(out[2:], layer.kernel, layer.dilation, _POINTS_OF_NO_KERNEL, strict=True):
+        outputs = -(-o // d)
+        # axes that are alike are cut alike
+        axes.append((outputs, k, few if k == 1 else 0))
+        sizes[axes[-1]] = (next_good_size(min(few, outputs)),) if k == 1 else tile_sizes(outputs, k)
     guesses = []
-    for chosen in product(*sizes.values()):  # axes that are alike are cut alike
+    for chosen in product(*sizes.values()):
         points = dict(zip(sizes, chosen, strict=True))
         tile = tuple(points[axis] for axis in axes)
         tiles = fft_tiled.Tiling(shape, layer.out_channels, layer.kernel, layer.dilation, tile, 1, 1).tiles
@@ -127,7 +138,7 @@ class CpuFftTiled(Primitive):
     name = "cpu.fft_tiled"
     kind = "conv"
     tolerance = 1e-5
-    efficiency = (0.6, 0.6)
+    efficiency = (0.9, 0.2)
 
     def supports(self, layer: Conv, shape: Shape) -> str | None:
         """None, or what of stride, padding and size it cannot do."""
@@ -156,9 +167,8 @@ class CpuFftTiled(Primitive):
         recomputed = config["spectra"] == "recomputed"
         tiling = _tiling(layer, shape, config, 1)
         z, y, x = tiling.axes
-        out_rows = -(-layer.out_channels // fft_tiled.LANES) * fft_tiled.LANES
         read = 4.0 * shape[1] * z["load"] * y["load"] * x["load"]
-        held = 8.0 * tiling.columns * (shape[1] * z["load"] + out_rows * z["keep"])
+        held = 8.0 * tiling.columns * (shape[1] * z["load"] + _padded(layer.out_channels) * z["keep"])
         spectra = tiling.spectra_bytes * (-(-tiling.tiles // tiling.block) + recomputed)
         moved = tiling.tiles * (read + 2 * held) + spectra + 4.0 * prod(layer.output_shape(shape))
         return Cost(sum(_flop(layer, shape, tiling, recomputed)), moved)
