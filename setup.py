@@ -66,7 +66,7 @@ extensions = [
         f"znni._kernels.{path.stem}",
         [str(path.relative_to(ROOT))],
         include_dirs=["pyx"],
-        depends=[str(h.relative_to(ROOT)) for h in sorted((ROOT / "pyx").glob("*.h"))],
+        depends=[str(p.relative_to(ROOT)) for p in sorted((ROOT / "pyx").iterdir()) if p.suffix in (".h", ".pxd")],
         extra_compile_args=FLAGS,
         extra_link_args=["-fopenmp"],
     )

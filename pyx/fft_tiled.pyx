@@ -90,6 +90,11 @@ cdef long padded(long floats) noexcept nogil:
     return (floats + 15) // 16 * 16 | 16
 
 
+cdef int chunk(long groups, int threads) noexcept nogil:
+    """Lane groups that a thread takes at a time: so few that none is waited for long, but neighbours share lines."""
+    return <int> max(<long> 1, min(<long> 8, groups // (8 * threads)))
+
+
 cdef class Tiling:
     """Geometry and kernels of one layer on one shape with one config.
 
@@ -244,11 +249,12 @@ cdef class Tiling:
     # -- kernels ------------------------------------------------------------------------------------------------------
 
     cdef void kernels(self, const float *weight, float *spectra, float *scratch) noexcept nogil:
-        cdef long group
+        cdef long group, groups = self.vectors * self.in_channels
+        cdef int some = chunk(groups, self.threads)
         cdef float *own
         with parallel(num_threads=self.threads):
             own = scratch + threadid() * self.scratch_step
-            for group in prange(self.vectors * self.in_channels, schedule="static"):
+            for group in prange(groups, schedule="dynamic", chunksize=some):
                 self.kernel_group(weight, spectra, group, own)
 
     cdef void kernel_group(self, const float *weight, float *spectra, long group, float *scratch) noexcept nogil:
@@ -276,11 +282,12 @@ cdef class Tiling:
 
     cdef void forward(self, const float *x, long first, long count, float *columns, float *scratch) noexcept nogil:
         """Tiles first .. first + count - 1 of the input."""
-        cdef long group, rows = count * self.in_channels
+        cdef long group, rows = count * self.in_channels, groups = (rows + ZN_LANES - 1) // ZN_LANES
+        cdef int some = chunk(groups, self.threads)
         cdef float *own
         with parallel(num_threads=self.threads):
             own = scratch + threadid() * self.scratch_step
-            for group in prange((rows + ZN_LANES - 1) // ZN_LANES, schedule="static"):
+            for group in prange(groups, schedule="dynamic", chunksize=some):
                 self.forward_group(x, first, rows, group, columns, own)
 
     cdef void forward_group(self, const float *x, long first, long rows, long group, float *columns,
@@ -424,11 +431,12 @@ cdef class Tiling:
     cdef void inverse(self, const float *columns, const Finish *finish, long first, long count, float *out,
                       float *scratch) noexcept nogil:
         """Tiles first .. first + count - 1 of the output."""
-        cdef long group
+        cdef long group, groups = count * self.vectors
+        cdef int some = chunk(groups, self.threads)
         cdef float *own
         with parallel(num_threads=self.threads):
             own = scratch + threadid() * self.scratch_step
-            for group in prange(count * self.vectors, schedule="static"):
+            for group in prange(groups, schedule="dynamic", chunksize=some):
                 self.inverse_group(columns, finish, first, group, out, own)
 
     cdef void inverse_group(self, const float *columns, const Finish *finish, long first, long group, float *out,

@@ -1,4 +1,4 @@
-"""What is peculiar to the tiled FFT convolution: transforms, tiles and sub-lattices, blocks, spectra, ragged matrices."""
+"""What is peculiar to the tiled FFT convolution: transforms, tiles and sub-lattices, blocks, spectra, odd matrices."""
 
 from math import prod
 
