@@ -116,7 +116,7 @@ class Worker:
         """
         try:
             answer = self._ask(task, payload, timeout_s, on_sample)
-            if "stale" in answer:
+            if "stale" in answer or "died idle" in answer:
                 self.close()
                 answer = self._ask(task, payload, timeout_s, on_sample)
         except BaseException:  # also Ctrl-C, or an error of on_sample: what still runs must not be taken for idle
@@ -140,17 +140,24 @@ class Worker:
         self._stderr.close()
 
     def _ask(self, task: str, payload: Mapping, timeout_s: float, on_sample: Callable | None) -> dict:
-        if self._process is None or self._has_exited():
+        idle = self._process is not None
+        if not idle or self._has_exited():
             self.close()
             self._start()
+            idle = False
         deadline = time.monotonic() + timeout_s
-        self._send({"task": task, "payload": dict(payload)}, task, deadline, timeout_s)
-        while True:
+        try:
+            self._send({"task": task, "payload": dict(payload)}, task, deadline, timeout_s)
             answer = self._receive(task, deadline, timeout_s)
-            if "sample" not in answer:
-                return answer
-            if on_sample:
+        except TaskCrashed:
+            if idle:  # a killed process can linger before it counts as exited; it never began this task
+                return {"died idle": True}
+            raise
+        while "result" not in answer and "error" not in answer and "stale" not in answer:
+            if on_sample and "sample" in answer:
                 on_sample(answer["sample"])
+            answer = self._receive(task, deadline, timeout_s)
+        return answer
 
     def _start(self) -> None:
         self._received = b""
@@ -266,6 +273,7 @@ def main(parent: int, tasks_module: str) -> None:
             answer(stale=True)
             continue
         fresh = False
+        answer(begun=request["task"])
         try:
             if task is None:
                 raise ValueError(f"no task is named {request['task']!r}; there are {', '.join(sorted(tasks))}")

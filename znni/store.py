@@ -207,11 +207,6 @@ class Store(StoreFile):
         row = self.execute("SELECT * FROM requests WHERE digest = ?", (digest,)).fetchone()
         return row and request_of(row)
 
-    def trials_of(self, digest: str) -> int:
-        """Trials that were spent on a request so far."""
-        found = self.request(digest)
-        return found.trials if found else 0
-
     # Ceilings
 
     def save_ceilings(self, machine: str, threads: int, flop_per_s: float, bytes_per_s: float) -> None:
