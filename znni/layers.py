@@ -164,11 +164,42 @@ class MaxPoolFragments:
 
 
 @dataclass(frozen=True)
+class ConvMaxPoolFragments:
+    """A convolution and the max-pooling fragments of its result, which is never held as a whole.
+
+    Weights are the convolution's. With `parts` > 1, which needs a batch of 1, one call makes 1 / parts of the fragments,
+    next to each other, and computes of the convolution what these need (`znni.primitives.base.Operator.part`).
+    """
+
+    kind: ClassVar[str] = "conv_mpf"
+    conv: Conv
+    pool: MaxPoolFragments
+    parts: int = 1
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """The shape made of `shape` by one part; `InvalidShape` where fragments would differ in size."""
+        batch, *rest = self.pool.output_shape(self.conv.output_shape(shape))
+        if batch // shape[0] % self.parts or (self.parts > 1 and shape[0] > 1):
+            raise InvalidShape(
+                f"{self.parts} parts need a batch of 1 and a multiple of as many fragments, got a batch of {shape[0]} with "
+                f"{batch // shape[0]} fragments each"
+            )
+        return (batch // self.parts, *rest)
+
+    def weight_shapes(self, in_channels: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the convolution's weights."""
+        return self.conv.weight_shapes(in_channels)
+
+
+@dataclass(frozen=True)
 class Recombine:
     """Interleaves the fragments of successive MPF layers (`strides`, first layer first) into one dense result."""
 
     kind: ClassVar[str] = "recombine"
     strides: tuple[Triple, ...]
+    #: Calls that the work is cut into: one takes 1 / parts of all fragments, next to each other in the batch, and writes
+    #: the voxels of the dense result that they are, and no others (`znni.primitives.base.Operator.part`).
+    parts: int = 1
 
     @property
     def step(self) -> Triple:
@@ -179,12 +210,14 @@ class Recombine:
         return (z, y, x)
 
     def output_shape(self, shape: Shape) -> Shape:
-        """The shape made of `shape`; the batch must hold all fragments."""
+        """The shape made of `shape`; all parts together must hold all fragments."""
         step = self.step
         fragments = step[0] * step[1] * step[2]
-        if shape[0] % fragments:
-            raise InvalidShape(f"recombining needs a batch that is a multiple of {fragments} fragments, got {shape[0]}")
-        return (shape[0] // fragments, shape[1], *(n * s for n, s in zip(shape[2:], step, strict=True)))
+        if shape[0] * self.parts % fragments:
+            raise InvalidShape(
+                f"recombining needs a batch that is a multiple of {fragments} fragments, got {shape[0] * self.parts}"
+            )
+        return (shape[0] * self.parts // fragments, shape[1], *(n * s for n, s in zip(shape[2:], step, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -212,12 +245,21 @@ class Maxout:
         return (shape[0], shape[1] // self.group, *shape[2:])
 
 
-Layer = Conv | MaxPool | MaxFilter | MaxPoolFragments | Recombine | Softmax | Maxout
+@dataclass(frozen=True)
+class Relayout:
+    """Values as they are, in another layout (`znni.layouts`); plans have it between layers that differ in theirs."""
+
+    kind: ClassVar[str] = "relayout"
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """`shape` itself."""
+        return shape
 
 
-KINDS: dict[str, type] = {
-    layer.kind: layer for layer in (Conv, MaxPool, MaxFilter, MaxPoolFragments, Recombine, Softmax, Maxout)
-}
+Layer = Conv | MaxPool | MaxFilter | MaxPoolFragments | ConvMaxPoolFragments | Recombine | Softmax | Maxout | Relayout
+
+
+KINDS: dict[str, type] = {layer.kind: layer for layer in Layer.__args__}
 
 
 def describe(layer: Layer) -> dict:
@@ -227,10 +269,14 @@ def describe(layer: Layer) -> dict:
 
 def layer_of(data: dict) -> Layer:
     """The layer that `describe` made `data` of, also after a trip through JSON."""
+    kind = KINDS[data["kind"]]
     fields = {key: _frozen(value) for key, value in data.items() if key != "kind"}
     if "activation" in fields:
         fields["activation"] = Activation(**fields["activation"])
-    return KINDS[data["kind"]](**fields)
+    if kind is ConvMaxPoolFragments:
+        fields["conv"] = layer_of({"kind": Conv.kind} | fields["conv"])
+        fields["pool"] = layer_of({"kind": MaxPoolFragments.kind} | fields["pool"])
+    return kind(**fields)
 
 
 def _frozen(value):

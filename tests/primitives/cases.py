@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from znni.layers import (
     Activation,
     Conv,
+    ConvMaxPoolFragments,
     Layer,
     MaxFilter,
     Maxout,
     MaxPool,
     MaxPoolFragments,
     Recombine,
+    Relayout,
     Shape,
     Softmax,
 )
@@ -48,7 +50,7 @@ class Case:
         """Input and weights; results of a convolution are of unit variance before its activation."""
         rng = np.random.default_rng(seed)
         x = rng.standard_normal(self.shape, np.float32)
-        shapes = self.layer.weight_shapes(self.shape[1]) if isinstance(self.layer, Conv) else {}
+        shapes = self.layer.weight_shapes(self.shape[1]) if hasattr(self.layer, "weight_shapes") else {}
         weights = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
         if weights:
             weights["weight"] /= np.float32(prod(shapes["weight"][1:]) ** 0.5)
@@ -117,6 +119,26 @@ def pool_cases(draw, kind: str) -> Case:
 
 
 @st.composite
+def conv_mpf_cases(draw) -> Case:
+    """Convolutions and the fragments of their results, which leave none over."""
+    case = draw(conv_cases())
+    window, stride = draw(_triples([1, 2, 3])), draw(_triples([1, 2, 3]))
+    conv = replace(case.layer, padding=ZEROS, stride=ONES)
+    shape = list(case.shape)
+    for axis in range(3):  # what the convolution makes is w - 1 + s i voxels
+        have, w, s = shape[2 + axis] - conv.extent[axis] + 1, window[axis], stride[axis]
+        shape[2 + axis] += w - 1 + s * max(1, (have - w + 1) // s) - have
+    return Case(ConvMaxPoolFragments(conv, MaxPoolFragments(window, stride)), tuple(shape))
+
+
+@st.composite
+def relayout_cases(draw) -> Case:
+    """Any tensor."""
+    size = draw(_sizes(ONES, ONES, 6_000))
+    return Case(Relayout(), (draw(st.integers(1, 3)), draw(st.integers(1, 40)), *size))
+
+
+@st.composite
 def recombine_cases(draw) -> Case:
     """One to three levels of fragments, few enough of them."""
     strides: list[tuple[int, int, int]] = []
@@ -145,6 +167,8 @@ def cases(kind: str) -> st.SearchStrategy[Case]:
     known = {
         "conv": conv_cases,
         "recombine": recombine_cases,
+        "conv_mpf": conv_mpf_cases,
+        "relayout": relayout_cases,
         **{kind: lambda kind=kind: pool_cases(kind) for kind in ("max_pool", "max_filter", "mpf")},
         **{kind: lambda kind=kind: pointwise_cases(kind) for kind in ("softmax", "maxout")},
     }
@@ -154,6 +178,15 @@ def cases(kind: str) -> st.SearchStrategy[Case]:
 #: For each kind, cases whose input and result take megabytes each, so that hidden copies show. The first that a
 #: primitive supports is used.
 LARGE = {
+    "conv_mpf": [
+        Case(
+            ConvMaxPoolFragments(
+                Conv(8, (3, 3, 3), activation=Activation("relu")), MaxPoolFragments((2, 2, 2), (2, 2, 2))
+            ),
+            (1, 8, 67, 67, 67),
+        )
+    ],
+    "relayout": [Case(Relayout(), (1, 8, 70, 70, 70))],
     "conv": [Case(Conv(8, (3, 3, 3), activation=Activation("relu")), (1, 8, 66, 66, 66))],
     "max_pool": [Case(MaxPool((2, 2, 2), (2, 2, 2)), (2, 8, 80, 80, 80))],
     "max_filter": [Case(MaxFilter((2, 2, 2), (2, 2, 2)), (1, 8, 70, 70, 70))],
@@ -164,6 +197,19 @@ LARGE = {
 }
 #: For each kind, small cases on which every config is tried.
 SMALL = {
+    "conv_mpf": [
+        Case(
+            ConvMaxPoolFragments(
+                Conv(5, (3, 3, 3), activation=Activation("tanh", 1.7159, 2 / 3)), MaxPoolFragments((2, 2, 2), (2, 2, 2))
+            ),
+            (2, 3, 19, 13, 23),
+        ),
+        Case(
+            ConvMaxPoolFragments(Conv(17, (1, 5, 4), dilation=(1, 2, 3)), MaxPoolFragments((1, 3, 2), (1, 2, 2))),
+            (1, 1, 5, 20, 30),
+        ),
+    ],
+    "relayout": [Case(Relayout(), (2, 13, 3, 5, 9)), Case(Relayout(), (1, 8, 2, 3, 16))],
     "conv": [
         Case(Conv(5, (3, 3, 3), activation=Activation("tanh", 1.7159, 2 / 3)), (2, 3, 19, 13, 23)),
         Case(Conv(17, (1, 5, 4), dilation=(1, 2, 3)), (1, 9, 5, 20, 31)),
@@ -179,6 +225,10 @@ SMALL = {
 }
 #: For each kind, layers that cannot take the shape: windows larger than the input, channels or fragments left over.
 MISFITS = {
+    "conv_mpf": [
+        Case(ConvMaxPoolFragments(Conv(2, (3, 1, 1)), MaxPoolFragments((2, 2, 2), (2, 2, 2))), (1, 1, 7, 6, 5)),
+    ],
+    "relayout": [],
     "conv": [Case(Conv(2, (3, 1, 1)), (1, 1, 2, 9, 9)), Case(Conv(2, (1, 1, 3), dilation=(1, 1, 4)), (1, 1, 9, 9, 8))],
     "max_pool": [Case(MaxPool((1, 3, 1), (1, 1, 1)), (1, 1, 9, 2, 9))],
     "max_filter": [Case(MaxFilter((1, 3, 1), (1, 2, 1)), (1, 1, 9, 4, 9))],

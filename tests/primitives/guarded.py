@@ -14,6 +14,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from znni.layouts import array_shape, packed, with_layouts
 from znni.primitives import get
 
 from .cases import SMALL, Case, cases
@@ -65,15 +66,20 @@ def stay_within(name: str, examples: int) -> None:
         if primitive.supports(case.layer, case.shape):
             return
         values, weights = case.arrays(seed=1)
-        configs = primitive.configs(case.layer, case.shape)
+        configs = [
+            with_layouts(config, *pair)
+            for config in primitive.configs(case.layer, case.shape)
+            for pair in primitive.layouts
+        ]
         for config in configs if pick is None else [configs[pick % len(configs)]]:
             operator = primitive.prepare(case.layer, weights, case.shape, config, threads)
             for at_end in (True, False):
-                x = fenced(case.shape, np.float32, at_end)
-                x[:] = values
+                x = fenced(array_shape(case.shape, operator.takes), np.float32, at_end)
+                x[:] = packed(values, operator.takes)
                 # a workspace is aligned, so it may end up to 63 bytes before the fence
                 nbytes = -(-operator.memory.host_workspace_bytes // 64) * 64
-                operator(x, fenced(operator.out_shape, np.float32, at_end), fenced((nbytes,), np.uint8, at_end))
+                out = fenced(array_shape(operator.out_shape, operator.gives), np.float32, at_end)
+                operator(x, out, fenced((nbytes,), np.uint8, at_end))
 
     for case in SMALL[primitive.kind]:
         try_out(case, 2, None)

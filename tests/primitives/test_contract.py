@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from znni.errors import InvalidShape, Unsupported
-from znni.layers import Conv, MaxPool, Softmax
+from znni.layers import MaxPool, Softmax
+from znni.layouts import array_shape, packed, unpacked, with_layouts
 from znni.primitives import config_key, get, registered
 from znni.primitives.base import Memory
 from znni.process_memory import peak_resident_bytes, reset_peak, resident_bytes
@@ -45,7 +46,7 @@ drawn = settings(
 def error_of(case: Case, out: np.ndarray, expected: np.ndarray) -> float:
     """Relative L2 error. Results of convolutions are of unit variance before activation: few, or small, ones are measured
     against that, since their own norm may be next to nothing by chance."""
-    least = out.size**0.5 if isinstance(case.layer, Conv) else 1e-300
+    least = out.size**0.5 if hasattr(case.layer, "weight_shapes") else 1e-300
     return float(np.linalg.norm(out - expected) / max(np.linalg.norm(expected), least))
 
 
@@ -59,16 +60,16 @@ def run(primitive, case: Case, config, threads: int, seed: int = 0, offset: int 
     assert operator.out_shape == case.layer.output_shape(case.shape)
     if not primitive.foreign:
         assert sum(array.nbytes for array in operator.resident_arrays) == memory.host_resident_bytes
-    x = Canary(case.shape, offset=offset, guard=ALL_ONES)
-    x.array[:] = values
+    x = Canary(array_shape(case.shape, operator.takes), offset=offset, guard=ALL_ONES)
+    x.array[:] = given = packed(values, operator.takes)
     results = []
     for again in (False, True):
-        out = Canary(operator.out_shape, offset=offset)
+        out = Canary(array_shape(operator.out_shape, operator.gives), offset=offset)
         workspace = Canary((memory.host_workspace_bytes,), np.uint8)
         if again:
             workspace.array[:] = 0x3F  # other garbage than NaN: as float32, 0.747
         operator(x.array, out.array, workspace.array)
-        assert x.intact and np.array_equal(x.array, values), "x, or memory beside it, was written"
+        assert x.intact and np.array_equal(x.array, given), "x, or memory beside it, was written"
         assert out.intact, "memory beside out was written"
         assert workspace.intact, "memory beside the workspace was written"
         assert not np.isnan(out.array).any(), "out has elements that were not written, or come of memory that is not x"
@@ -76,7 +77,15 @@ def run(primitive, case: Case, config, threads: int, seed: int = 0, offset: int 
     assert np.array_equal(*(r.view(np.uint32) for r in results)), "the same call gave other bits the second time"
     for key, array in weights.items():
         assert np.array_equal(array, originals[key]), f"{key} was written"
-    return error_of(case, results[0], truth(case.layer, weights, values))
+    result = unpacked(results[0], operator.out_shape[1], operator.gives)
+    assert np.array_equal(packed(result, operator.gives), results[0]), "lanes beyond the last channel are not zero"
+    return error_of(case, result, truth(case.layer, weights, values))
+
+
+def all_configs(primitive, case: Case) -> list:
+    """Every config, in every pair of layouts."""
+    configs = primitive.configs(case.layer, case.shape)
+    return [with_layouts(config, *pair) for config in configs for pair in primitive.layouts]
 
 
 def check_figures(primitive, case: Case, config) -> None:
@@ -89,7 +98,7 @@ def check_figures(primitive, case: Case, config) -> None:
     assert primitive.memory(case.layer, case.shape, config, 1).host_workspace_bytes <= memory.host_workspace_bytes
     cost = primitive.cost(case.layer, case.shape, config)
     assert isfinite(cost.flop) and isfinite(cost.moved_bytes)
-    assert cost.flop > 0 if isinstance(case.layer, Conv) else cost.flop >= 0
+    assert cost.flop > 0 if hasattr(case.layer, "weight_shapes") else cost.flop >= 0
     assert cost.moved_bytes >= 4 * (prod(case.shape) + prod(case.layer.output_shape(case.shape)))
 
 
@@ -124,7 +133,7 @@ def test_computes_its_layers(name):
             event(f"refused: {reason}")
             return
         tally["computed"] += 1
-        configs = primitive.configs(case.layer, case.shape)
+        configs = all_configs(primitive, case)
         assert configs, "supported, but without a config"
         config = configs[pick % len(configs)]
         check_figures(primitive, case, config)
@@ -140,7 +149,7 @@ def test_computes_with_every_config(name):
     supported = [case for case in SMALL[primitive.kind] if not refusal(primitive, case)]
     assert supported
     for case in supported:
-        for config in primitive.configs(case.layer, case.shape):
+        for config in all_configs(primitive, case):
             check_figures(primitive, case, config)
             assert run(primitive, case, config, threads=2) <= primitive.tolerance, (case, config)
 
@@ -232,22 +241,23 @@ def live_bytes() -> int:
 @every_primitive
 def test_takes_no_memory_but_what_it_announced(name):
     primitive, case, values, weights = large(name)
-    for config in primitive.configs(case.layer, case.shape):
+    for config in all_configs(primitive, case):
         gc.collect()
         before = live_bytes()
         operator = primitive.prepare(case.layer, weights, case.shape, config, threads=2)
         held = live_bytes() - before
         assert held <= operator.memory.host_resident_bytes + SLACK_BYTES // 4, f"prepared, it holds more: {config}"
 
-        out = Canary(operator.out_shape).array
+        x = packed(values, operator.takes)
+        out = Canary(array_shape(operator.out_shape, operator.gives)).array
         workspace = Canary((operator.memory.host_workspace_bytes,), np.uint8).array
-        operator(values, out, workspace)  # the OpenMP runtime starts its threads
+        operator(x, out, workspace)  # the OpenMP runtime starts its threads
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # so that memory freed before cannot be taken unseen
         tracemalloc.start()
         live, held = live_bytes(), resident_bytes()
         reset_peak()
-        operator(values, out, workspace)
+        operator(x, out, workspace)
         peak, live = peak_resident_bytes(), live_bytes() - live
         traced = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

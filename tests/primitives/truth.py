@@ -7,7 +7,19 @@ import itertools
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from znni.layers import Activation, Conv, Layer, MaxFilter, Maxout, MaxPool, MaxPoolFragments, Recombine, Softmax
+from znni.layers import (
+    Activation,
+    Conv,
+    ConvMaxPoolFragments,
+    Layer,
+    MaxFilter,
+    Maxout,
+    MaxPool,
+    MaxPoolFragments,
+    Recombine,
+    Relayout,
+    Softmax,
+)
 
 
 def truth(layer: Layer, weights: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
@@ -22,6 +34,10 @@ def truth(layer: Layer, weights: dict[str, np.ndarray], x: np.ndarray) -> np.nda
             return _maxima(x, layer.window, layer.dilation, (1, 1, 1))
         case MaxPoolFragments():
             return _fragments(layer, x)
+        case ConvMaxPoolFragments():
+            return _fragments(layer.pool, truth(layer.conv, weights, x))
+        case Relayout():
+            return x
         case Recombine():
             return _recombined(layer, x)
         case Softmax():

@@ -7,7 +7,8 @@
     primitive.prepare(layer, weights, shape, config, threads) -> operator
     operator(x, out, workspace)                       allocates nothing, writes every element of `out`
 
-`shape` is always that of the layer's input, ``(batch, channels, z, y, x)``. Arrays are C-contiguous float32.
+`shape` is always that of the layer's input, ``(batch, channels, z, y, x)``. Arrays are C-contiguous float32, in the layouts
+(`znni.layouts`) that the config's ``takes`` and ``gives`` name; plain where it names none.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 
 from znni.errors import InvalidShape, Unsupported
 from znni.layers import Layer, Shape, by_x
+from znni.layouts import PLAIN, array_shape, layouts_of
 
 #: Settings of a primitive: a flat mapping of names to JSON scalars or lists of them.
 Config = Mapping[str, object]
@@ -60,11 +62,22 @@ class Operator(ABC):
         The shape of the result.
     memory : Memory
         What `Primitive.memory` said, which is what it holds and wants.
+    takes, gives : str
+        Layouts of its input and output.
+    part : int
+        Which of the layer's `parts` the next call computes, where it has several; set by the caller.
     """
+
+    part: int = 0
 
     def __init__(self, primitive: Primitive, layer: Layer, shape: Shape, config: Config, threads: int):
         self.primitive, self.layer, self.shape, self.config, self.threads = primitive, layer, shape, config, threads
         self.out_shape = layer.output_shape(shape)
+        self.takes, self.gives = layouts_of(config)
+        if (self.takes, self.gives) not in primitive.layouts:
+            raise Unsupported(f"{primitive.name} cannot take a {self.takes} input and give a {self.gives} output")
+        self._x_shape = array_shape(shape, self.takes)
+        self._result_shape = array_shape(self.out_shape, self.gives)
         self.memory = primitive.memory(layer, shape, config, threads)
 
     def __call__(self, x: np.ndarray, out: np.ndarray, workspace: np.ndarray) -> None:
@@ -72,15 +85,17 @@ class Operator(ABC):
 
         Parameters
         ----------
-        x : ndarray of float32, shape `shape`, C-contiguous
-        out : ndarray of float32, shape `out_shape`, C-contiguous
-            Every element is written; must not overlap `x`.
+        x : ndarray of float32, C-contiguous
+            Of shape `shape`, or what that is in layout `takes`; lanes beyond its channels are zero.
+        out : ndarray of float32, C-contiguous
+            Of shape `out_shape`, or what that is in layout `gives`. Every element is written (of a layer cut into parts,
+            those of the part), lanes beyond its channels with zeros; must not overlap `x`.
         workspace : ndarray of uint8, 64-byte aligned
             At least ``memory.host_workspace_bytes`` long; its contents are lost.
         """
-        if x.shape != self.shape or out.shape != self.out_shape:
+        if x.shape != self._x_shape or out.shape != self._result_shape:
             raise InvalidShape(
-                f"{self.primitive.name} was prepared for {by_x(self.shape)} -> {by_x(self.out_shape)}, "
+                f"{self.primitive.name} was prepared for {by_x(self._x_shape)} -> {by_x(self._result_shape)}, "
                 f"got {by_x(x.shape)} -> {by_x(out.shape)}"
             )
         if workspace.nbytes < self.memory.host_workspace_bytes:
@@ -112,6 +127,8 @@ class Primitive(ABC):
     foreign: bool = False
     #: True where the work depends on the size of the patch as a whole, so that a smaller one tells little of a larger one.
     whole_patch: bool = False
+    #: Pairs of layouts (taken, given) that it can be prepared for, each with any of its configs.
+    layouts: tuple[tuple[str, str], ...] = ((PLAIN, PLAIN),)
     #: Relative L2 error of one layer that the contract test allows.
     tolerance: float = 1e-5
 
@@ -120,7 +137,7 @@ class Primitive(ABC):
         """None where `layer` on an input of `shape` can be computed, else the reason why not."""
 
     def configs(self, layer: Layer, shape: Shape, machine=None) -> list[Config]:
-        """Settings worth timing, best guess first; ``[{}]`` where there is nothing to set."""
+        """Settings worth timing, best guess first; ``[{}]`` where there is nothing to set. Layouts are not among them."""
         return [{}]
 
     @abstractmethod
@@ -130,6 +147,10 @@ class Primitive(ABC):
     @abstractmethod
     def cost(self, layer: Layer, shape: Shape, config: Config) -> Cost:
         """Operations and bytes of one call."""
+
+    def error(self, layer: Layer, shape: Shape, config: Config) -> float:
+        """Relative L2 error against float64 to expect of this layer: what was measured on layers like it."""
+        return 5e-7
 
     #: Fraction of the machine's FLOP/s, and of its bytes/s, that a guess assumes before anything is measured.
     efficiency: tuple[float, float] = (0.5, 0.5)
