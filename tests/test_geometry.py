@@ -10,7 +10,8 @@ from znni import geometry
 from znni.errors import InvalidShape
 from znni.layers import Conv, MaxFilter, MaxPool
 from znni.lowering import lower
-from znni.network import chain, shapes_through
+from znni.network import shapes_through
+from znni.nodes import chain
 
 AXIS = st.integers(0, 2)
 

@@ -8,7 +8,7 @@ from znni.errors import ZnniError
 from znni.initialise import seeded_weights
 from znni.layers import Activation, Conv, MaxFilter, Maxout, MaxPool
 from znni.load import load
-from znni.network import chain
+from znni.nodes import chain
 from znni.zoo import networks
 
 

@@ -12,7 +12,8 @@ from znni.errors import InvalidShape
 from znni.initialise import seeded_weights
 from znni.layers import Conv, MaxFilter, MaxPool, MaxPoolFragments, Recombine, Softmax
 from znni.lowering import lower
-from znni.network import chain, shapes_through
+from znni.network import shapes_through
+from znni.nodes import chain
 
 
 def least_input(layers, blocks=1):

@@ -6,7 +6,8 @@ import pytest
 from znni.errors import FormatError, InvalidShape
 from znni.initialise import seeded_weights
 from znni.layers import Activation, Conv, Maxout, MaxPool, Softmax
-from znni.network import INPUT, Network, chain, shapes_through
+from znni.network import Network, shapes_through
+from znni.nodes import INPUT, chain
 
 LAYERS = (
     Conv(4, (1, 3, 3), activation=Activation("relu")),

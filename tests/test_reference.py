@@ -13,7 +13,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from znni.errors import FormatError, InvalidShape, Unsupported
 from znni.layers import Activation, Conv, MaxFilter, Maxout, MaxPool, Softmax
 from znni.lowering import lower
-from znni.network import INPUT, Network, Node, chain
+from znni.network import Network
+from znni.nodes import INPUT, Node, chain
 from znni.reference import reference, reference_flop
 
 ACTIVATIONS = (

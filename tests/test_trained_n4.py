@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tuner.search import Request, tune
+from tuner.request import Request
+from tuner.search import tune
 from znni.default_plan import default_plan
 from znni.load import load
 from znni.store import Store

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from znni.errors import InvalidShape, RunFailed
 from znni.layers import Activation, Conv, MaxPool
-from znni.network import Network, chain
+from znni.network import Network
+from znni.nodes import chain
 from znni.reference import reference
 from znni.verify import Block, Verification, block_size, compare, errors, sample_blocks, verify
 

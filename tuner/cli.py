@@ -104,6 +104,8 @@ def build_parser() -> argparse.ArgumentParser:
                    help="volume that will be run, or its size: patches are charged for what overhangs it")  # fmt: skip
     p.add_argument("--normalise", choices=("none", "slice", "volume", "uint8"), default="none",
                    help="what run does to the input first, kept in the plan (default none)")  # fmt: skip
+    p.add_argument("--foreign", action="store_true",
+                   help="allow primitives of other libraries, where installed; such a plan needs them to run")  # fmt: skip
     p.add_argument("--frozen", action="store_true", help="answer from the store alone; measure nothing")
 
     p = command("verify", "compare what a plan computes with float64 truth, and note the error in the plan")
@@ -124,15 +126,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--overwrite", action="store_true", help="replace an output that exists")
 
-    p = command("bench", "time one layer, the layers of a network, or a plan, in turn with other libraries")
-    p.add_argument("what", metavar="LAYER|NETWORK|PLAN", help='such as "80>80 k9 in56", n337 or plan.json')
-    p.add_argument("--primitive", metavar="A,B", help="only these primitives (default: all)")
+    p = command("bench", "time layers, the layers of a network, or a plan, in turn with other libraries")
+    p.add_argument("what", metavar="LAYER|LIST|NETWORK|PLAN",
+                   help='such as "80>80 k9 in56", published (a list of layers), n337 or plan.json')  # fmt: skip
+    p.add_argument(
+        "--primitive", metavar="A,B", help="only these primitives, or none (default: all but other libraries')"
+    )
+    p.add_argument("--config", metavar="JSON", help="the config of the one primitive named (default: the best is found)")
     p.add_argument("--threads", type=count, metavar="N", help="threads (default: all cores)")
-    p.add_argument("--peers", metavar="P,..", help="torch, torch.compile, onnxruntime, openvino (default: none)")
+    p.add_argument("--peers", metavar="P,..",
+                   help="torch, torch/contiguous, openvino, onnxruntime, torch.compile, .., all or none "
+                   "(default: all that are installed; for networks and plans none)")  # fmt: skip
     p.add_argument(
         "--seconds", type=seconds, default=20.0, metavar="S", help="time per layer or plan, about (default 20)"
     )
     p.add_argument("--memory", type=size, metavar="4GiB", help="limit of the default plan of a NETWORK (default 4GiB)")
+    p.add_argument("-o", "--output", metavar="FILE", help="write the JSON to a file, too (of layers, after each)")
     store(p)
     network(p)
     return main

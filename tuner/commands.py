@@ -77,7 +77,7 @@ def tune(args: argparse.Namespace) -> int:
         network.check_patch(args.patch)
         output = geometry.output_size(args.patch, network.field_of_view)
     volume = None if args.volume is None else volume_output(args.volume, network)
-    from tuner.search import Request
+    from tuner.request import Request
     from tuner.search import tune as search
 
     request = Request(
@@ -90,6 +90,7 @@ def tune(args: argparse.Namespace) -> int:
         frozen=args.frozen,
         output=output,
         volume=volume,
+        foreign=args.foreign,
     )
     kept = []
 

@@ -1,6 +1,6 @@
 """What a contender of a benchmark does in its worker process (`tuner.worker`): prepare once, then take turns.
 
-    prepare  spec -> {"predicted_bytes", "measured_bytes", ..}
+    prepare  spec -> {"predicted_bytes", "measured_bytes", "first_s", ..}
     time     {"fill_s"} -> {"seconds", "peak_bytes"}
     check    {} -> {"relative_l2"}
 
@@ -13,14 +13,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from tuner.sampled_truth import relative_l2, sample_points, truth_at
+from tuner.sampled_truth import relative_l2, truth_at, written_points
 from tuner.tasks import CHECKED_VOXELS, seeded_layer
 from znni.arena import aligned_empty
 from znni.errors import ZnniError
 from znni.layers import Layer, Shape, describe, layer_of
+from znni.layouts import PLAIN, array_shape, layouts_of, packed
 from znni.process_memory import peak_resident_bytes, reset_peak, resident_bytes
 
 #: Calls of one turn at most.
@@ -29,9 +31,9 @@ _SEED = 20160611
 
 
 def layer_spec(layer: Layer, shape: Shape, threads: int, *, primitive: str = "", config: dict | None = None,
-               peer: str = "", variant: str = "") -> dict:  # fmt: skip
+               peer: str = "") -> dict:  # fmt: skip
     """What a contender is told to run: `layer` on an input of `shape`, by a primitive or a peer."""
-    by = {"peer": peer, "variant": variant} if peer else {"primitive": primitive, "config": dict(config or {})}
+    by = {"peer": peer} if peer else {"primitive": primitive, "config": dict(config or {})}
     return {"layer": describe(layer), "shape": list(shape), "threads": threads, **by}
 
 
@@ -50,47 +52,63 @@ class _Contender:
     last_s: float = 0.0
 
 
+@lru_cache(maxsize=1)
+def _inputs(layer: Layer, shape: Shape, layout: str) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """The seeded input, the weights, and the input in that layout; kept, since configs are tried one after another."""
+    x, weights = seeded_layer(layer, shape, _SEED)
+    return x, weights, x if layout == PLAIN else packed(x, layout)
+
+
 def _prepare_layer(spec: dict) -> _Contender:
     layer, shape = layer_of(spec["layer"]), tuple(spec["shape"])
-    x, weights = seeded_layer(layer, shape, _SEED)
     out_shape = layer.output_shape(shape)
+    points = written_points(layer, shape, CHECKED_VOXELS)
     if "peer" in spec:
         from tuner.peers import prepare_peer
 
-        prepared = prepare_peer(spec["peer"], spec["variant"], layer, weights, x, spec["threads"])
+        x, weights, _ = _inputs(layer, shape, PLAIN)
+        prepared = prepare_peer(spec["peer"], layer, weights, x, spec["threads"])
         held = _mark()
         first_s = _seconds(prepared.run)
         # It allocates its own result, which no primitive counts as its own.
         measured = None if held is None else peak_resident_bytes() - held - 4 * int(np.prod(out_shape))
-        run, result, predicted = prepared.run, prepared.result, None
+        run, predicted = prepared.run, None
+
+        def found() -> np.ndarray:
+            return prepared.result()[points[:, 0], :, points[:, 1], points[:, 2], points[:, 3]]
+
     else:
         from znni.primitives import get
 
-        out = np.full(out_shape, np.nan, np.float32)
-        held = _mark()
+        takes, gives = layouts_of(spec["config"])
+        x, weights, given = _inputs(layer, shape, takes)
+        out = np.full(array_shape(out_shape, gives), np.nan, np.float32)
         primitive = get(spec["primitive"])
         primitive.refuse(layer, shape)
+        if primitive.foreign:
+            primitive.load(spec["threads"])
+        held = _mark()
         operator = primitive.prepare(layer, weights, shape, spec["config"], spec["threads"])
         workspace = aligned_empty(operator.memory.host_workspace_bytes)
         predicted = operator.memory.host_workspace_bytes + operator.memory.host_resident_bytes
 
         def run() -> None:
-            operator(x, out, workspace)
+            operator(given, out, workspace)
 
         _mark()  # what preparing took for a moment is not what it holds and wants
         first_s = _seconds(run)
         measured = None if held is None else peak_resident_bytes() - held
 
-        def result() -> np.ndarray:
-            return out
+        def found() -> np.ndarray:
+            sampled = out[points[:, 0], :, points[:, 1], points[:, 2], points[:, 3]]
+            return sampled.reshape(len(points), -1)[:, : out_shape[1]]
 
-    def check() -> float:
-        points = sample_points(out_shape, CHECKED_VOXELS)
-        found = result()[points[:, 0], :, points[:, 1], points[:, 2], points[:, 3]]
-        return relative_l2(found, truth_at(layer, weights, x, points))
-
-    facts = {"predicted_bytes": predicted, "measured_bytes": None if measured is None else max(0, measured)}
-    return _Contender(run, check, facts, last_s=first_s)
+    facts = {
+        "predicted_bytes": predicted,
+        "measured_bytes": None if measured is None else max(0, measured),
+        "first_s": first_s,
+    }
+    return _Contender(run, lambda: relative_l2(found(), truth_at(layer, weights, x, points)), facts, last_s=first_s)
 
 
 def _seconds(run: Callable[[], object]) -> float:
@@ -113,9 +131,6 @@ def _prepare_plan(spec: dict) -> _Contender:
 
     plan = Plan.load(spec["plan"])
     program = plan.program(plan.limits["host_bytes"])
-    for step in program.steps:  # no page is touched for the first time while the clock runs
-        for view in (step.x, step.out, step.workspace):
-            view.fill(0)
     rng = np.random.default_rng(_SEED)
     voxels = plan.batch * int(np.prod(plan.output_patch))
 

@@ -5,25 +5,10 @@ from __future__ import annotations
 from tuner.console import table
 from tuner.units import bytes_text, digits, seconds_text
 from znni.errors import PlanMismatch, ZnniError
-from znni.layers import Conv, by_x
-from znni.network import Network, shapes_through
+from znni.layers import by_x
+from znni.network import Network
 from znni.plan import Plan
-
-
-def waste_factor(network: Network, plan: Plan) -> float:
-    """Direct arithmetic of all convolutions on the plan's patch, over what its output voxels would need alone.
-
-    1.0 is an infinite patch; what is above it goes into the borders of the patch.
-    """
-    nodes = network.lowered(plan.pooling)
-    shapes = shapes_through(nodes, plan.input_shape(network.in_channels))
-    flop = 0
-    for node in nodes:
-        if isinstance(node.layer, Conv):
-            out = shapes[node.name]
-            flop += 2 * network.weights[node.name]["weight"].size * out[0] * out[2] * out[3] * out[4]
-    z, y, x = plan.output_patch
-    return flop / (network.flop_per_voxel * plan.batch * z * y * x)
+from znni.schedule import Level, calls_of, describe_levels, loops_of
 
 
 def explain(
@@ -35,7 +20,7 @@ def explain(
     ----------
     plan : Plan
     network : Network or None
-        Where it could be loaded; the waste factor and score need it.
+        Where it could be loaded; the score needs it.
     why_not : ZnniError or None
         Why the plan cannot run here, if so.
     rate_flop_per_s : float, optional
@@ -56,9 +41,8 @@ def explain(
         }
         for layer in plan.layers
     ]
-    waste = score = None
+    score = None
     if network is not None:
-        waste = waste_factor(network, plan)
         if rate_flop_per_s:
             score = rate * network.flop_per_voxel / rate_flop_per_s
         _describe_layers(layers, network, plan)
@@ -72,7 +56,6 @@ def explain(
         "schedule": plan.schedule,
         "split": plan.split,
         "normalise": plan.normalise,
-        "waste_factor": waste,
         "layers": layers,
         "throughput": plan.throughput,
         "memory": plan.memory | {"limit_bytes": plan.limits["host_bytes"]},
@@ -89,11 +72,13 @@ def explain(
 def _describe_layers(layers: list[dict], network: Network, plan: Plan) -> None:
     from tuner.layer_string import layer_text
 
-    nodes = network.lowered(plan.pooling)
-    shapes = shapes_through(nodes, plan.input_shape(network.in_channels))
-    texts = {node.name: layer_text(node.layer, shapes[node.inputs[0]]) for node in nodes}
+    nodes = network.lowered(plan.pooling, plan.levels)
+    calls = calls_of(nodes, loops_of(nodes, plan.levels), plan.input_shape(network.in_channels))
     for entry in layers:
-        entry["layer"] = texts.get(entry["name"])
+        call = next((call for call in calls if call.node.name == entry["name"]), None)
+        if call:
+            times = f" x{call.repeats}" if call.repeats > 1 else ""
+            entry["layer"] = layer_text(call.node.layer, call.in_shape) + times
 
 
 def config_text(config: dict) -> str:
@@ -104,6 +89,8 @@ def config_text(config: dict) -> str:
             words.append(key)
         elif value is False:
             words.append(f"no-{key}")
+        elif isinstance(value, dict):
+            words.append(f"{key}({config_text(value)})")
         elif isinstance(value, (list, tuple)):
             words.append(f"{key}={','.join(map(str, value))}")
         else:
@@ -122,12 +109,13 @@ def explain_text(found: dict) -> str:
         f"machine     {found['machine'].get('cpu') or found['machine']['fingerprint']}",
         f"patch       {by_x(patch['input'])} in, {by_x(patch['output'])} out{batch}; "
         f"field of view {by_x(found['field_of_view'])}",
-        f"schedule    poolings as {found['schedule']['pooling']}, {found['schedule']['threads']} threads",
+        f"schedule    poolings as {found['schedule']['pooling']}, {_order(found['schedule'])}, "
+        f"{found['schedule']['threads']} threads",
     ]
     if found["normalise"] != "none":
         lines.append(f"normalise   {found['normalise']}")
-    if found["waste_factor"] is not None:
-        lines.append(f"waste       {found['waste_factor']:.2f} x the arithmetic of an infinite patch")
+    if efficiency := found["throughput"].get("border_efficiency"):
+        lines.append(f"borders     {efficiency:.3f} of the arithmetic is what an infinite patch would need")
     if found["why_not"]:
         lines.append(f"cannot run  {found['why_not']}")
     lines += ["", _layer_table(found["layers"]), ""]
@@ -162,6 +150,10 @@ def explain_text(found: dict) -> str:
         f"search      {complete}: {search.get('trials', 0)} trials, {search.get('measurements', 0)} measurements"
     )
     return "\n".join(lines)
+
+
+def _order(schedule: dict) -> str:
+    return describe_levels(tuple(Level(**level) for level in schedule.get("levels", ())))
 
 
 def _layer_table(layers: list[dict]) -> str:

@@ -2,8 +2,10 @@
 
 A convolution is ``IN>OUT kK inN`` with, in any order, ``pad P|same|valid``, ``dD`` (dilation), ``sS`` (stride), ``nB``
 (batch) and an activation: ``relu``, ``tanh:1.7159:0.6667``. Other layers are ``CHANNELS KIND inN``: ``poolW``, ``mpfW``
-(stride ``sS``, else the window), ``filterW`` (with ``dD``), ``maxoutG``, ``softmax``, ``recombineS/S/..`` (strides
-of the poolings, first one first). Triples: one number or ``z,y,x``.
+(stride ``sS``, else the window), ``filterW`` (with ``dD``), ``maxoutG``, ``softmax``, ``relayout``, ``recombineS/S/..``
+(strides of the poolings, first one first). A convolution with ``mpfW`` (``mpfW/S`` where the stride is not the window)
+is one fused with the fragments of its result. ``partsP`` cuts such a layer, or a recombination, into parts. Triples: one
+number or ``z,y,x``.
 """
 
 from __future__ import annotations
@@ -12,25 +14,31 @@ import re
 from collections.abc import Sequence
 
 from tuner.units import BadQuantity, parse_triple
-from znni.errors import ZnniError
+from znni.errors import InvalidShape, ZnniError
 from znni.layers import (
     ONES,
     ZEROS,
     Activation,
     Conv,
+    ConvMaxPoolFragments,
     Layer,
     MaxFilter,
     Maxout,
     MaxPool,
     MaxPoolFragments,
     Recombine,
+    Relayout,
     Shape,
     Softmax,
     Triple,
 )
+from znni.prepared_conv import named_padding
 
 _EXAMPLES = '"80>80 k9 in56" or "28>28 k1,3,3 in20,132,132 pad same"'
-_TOKEN = re.compile(r"(maxout|recombine|softmax|filter|pool|mpf|pad|in|k|d|s|n)=?([\d,/]+|same|valid)?")
+_TOKEN = re.compile(r"(maxout|recombine|relayout|softmax|filter|parts|pool|mpf|pad|in|k|d|s|n)=?([\d,/]+|same|valid)?")
+#: Tokens that say what a layer is, and those of them that need no value.
+_KINDS = ("k", "pool", "mpf", "filter", "maxout", "softmax", "relayout", "recombine")
+_BARE = ("softmax", "relayout")
 
 
 class BadLayer(ZnniError, ValueError):
@@ -39,7 +47,7 @@ class BadLayer(ZnniError, ValueError):
 
 def looks_like_layer(text: str) -> bool:
     """Whether `text` can only be meant as a layer string (and not as a network's name or a file)."""
-    return bool(re.match(r"\s*\d+\s*(>|\s(mpf|pool|filter|maxout|softmax|recombine))", text))
+    return bool(re.match(r"\s*\d+\s*(>|\s(mpf|pool|filter|maxout|softmax|relayout|recombine))", text))
 
 
 def parse_layer(text: str) -> tuple[Layer, Shape]:
@@ -78,7 +86,7 @@ def _tokens(text: str, rest: str) -> dict[str, str]:
         match = _TOKEN.fullmatch(word)
         if match:
             key, value = match[1], match[2] or ""
-            if not value and key != "softmax":
+            if not value and key not in _BARE:
                 raise BadLayer(f"layer {text!r}: {word!r} lacks its value; expected something like {_EXAMPLES}")
         elif word.split(":")[0] in Activation.CODES:
             key, value = "activation", word
@@ -91,22 +99,16 @@ def _tokens(text: str, rest: str) -> dict[str, str]:
 
 
 def _layer(text: str, given: dict[str, str], out_channels: int | None) -> Layer:
-    kinds = [key for key in ("k", "pool", "mpf", "filter", "maxout", "softmax", "recombine") if key in given]
-    if len(kinds) != 1:
-        raise BadLayer(
-            f"layer {text!r} must say what it is by one of k, pool, mpf, filter, maxout, softmax or recombine"
-        )
+    kinds = [key for key in _KINDS if key in given]
+    fused = kinds == ["k", "mpf"]
+    if len(kinds) != 1 and not fused:
+        raise BadLayer(f"layer {text!r} must say what it is by one of {', '.join(_KINDS)}, or by k and mpf together")
     kind = kinds[0]
     if (kind == "k") != (out_channels is not None):
         raise BadLayer(f"layer {text!r}: IN>OUT goes with a kernel k, and a kernel with IN>OUT, as in {_EXAMPLES}")
     if kind == "k":
-        kernel = _triple(text, given, "k")
-        dilation = _triple(text, given, "d", "1")
-        stride = _triple(text, given, "s", "1")
-        padding = _padding(text, given.pop("pad", "valid"), kernel, dilation)
-        return Conv(
-            out_channels, kernel, stride, padding, dilation, _activation(text, given.pop("activation", "linear"))
-        )
+        conv = _conv(text, given, out_channels)
+        return ConvMaxPoolFragments(conv, _fused_pool(text, given), _count(text, given, "parts", "1")) if fused else conv
     if kind in ("pool", "mpf"):
         window = given[kind]
         stride = _triple(text, given, "s", window)
@@ -116,9 +118,23 @@ def _layer(text: str, given: dict[str, str], out_channels: int | None) -> Layer:
     if kind == "maxout":
         return Maxout(_count(text, given, kind, ""))
     value = given.pop(kind)
-    if kind == "softmax":
-        return Softmax()
-    return Recombine(tuple(_read(text, kind, part) for part in value.split("/")))
+    if kind in _BARE:
+        return Softmax() if kind == "softmax" else Relayout()
+    strides = tuple(_read(text, kind, part) for part in value.split("/"))
+    return Recombine(strides, _count(text, given, "parts", "1"))
+
+
+def _conv(text: str, given: dict[str, str], out_channels: int) -> Conv:
+    kernel = _triple(text, given, "k")
+    dilation = _triple(text, given, "d", "1")
+    stride = _triple(text, given, "s", "1")
+    padding = _padding(text, given.pop("pad", "valid"), kernel, dilation)
+    return Conv(out_channels, kernel, stride, padding, dilation, _activation(text, given.pop("activation", "linear")))
+
+
+def _fused_pool(text: str, given: dict[str, str]) -> MaxPoolFragments:
+    window, slash, stride = given.pop("mpf").partition("/")
+    return MaxPoolFragments(_read(text, "mpf", window), _read(text, "mpf", stride if slash else window))
 
 
 def _read(text: str, key: str, value: str, least: int = 1) -> Triple:
@@ -140,16 +156,12 @@ def _count(text: str, given: dict[str, str], key: str, default: str) -> int:
 
 
 def _padding(text: str, value: str, kernel: Triple, dilation: Triple) -> Triple:
-    if value == "valid":
-        return ZEROS
-    if value != "same":
+    if value not in ("same", "valid"):
         return _read(text, "pad", value, least=0)
-    reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
-    if any(r % 2 for r in reach):
-        raise BadLayer(
-            f"layer {text!r}: pad same needs kernels that reach equally far both ways; give the padding in numbers"
-        )
-    return tuple(r // 2 for r in reach)
+    try:
+        return named_padding(value, kernel, dilation)
+    except InvalidShape as error:
+        raise BadLayer(f"layer {text!r}: {error}") from error
 
 
 def _activation(text: str, value: str) -> Activation:
@@ -184,19 +196,27 @@ def _words(layer: Layer, channels: int) -> list[str]:
     if isinstance(layer, (MaxPool, MaxPoolFragments)):
         words = [f"{'mpf' if isinstance(layer, MaxPoolFragments) else 'pool'}{_text(layer.window)}"]
         return words + ([f"s{_text(layer.stride)}"] if layer.stride != layer.window else [])
+    if isinstance(layer, ConvMaxPoolFragments):
+        window, stride = _text(layer.pool.window), _text(layer.pool.stride)
+        pool = f"mpf{window}" + (f"/{stride}" if stride != window else "")
+        return [*_words(layer.conv, channels), pool, *_parts(layer)]
     if isinstance(layer, MaxFilter):
         return [f"filter{_text(layer.window)}"] + ([f"d{_text(layer.dilation)}"] if layer.dilation != ONES else [])
     if isinstance(layer, Maxout):
         return [f"maxout{layer.group}"]
     if isinstance(layer, Recombine):
-        return [f"recombine{'/'.join(map(_text, layer.strides))}"]
+        return [f"recombine{'/'.join(map(_text, layer.strides))}", *_parts(layer)]
     return [layer.kind]
+
+
+def _parts(layer: ConvMaxPoolFragments | Recombine) -> list[str]:
+    return [f"parts{layer.parts}"] if layer.parts > 1 else []
 
 
 def layer_text(layer: Layer, shape: Shape) -> str:
     """The string that `parse_layer` reads as `layer` on an input of `shape`."""
     kind, *rest = _words(layer, shape[1])
-    head = kind if isinstance(layer, Conv) else f"{shape[1]} {kind}"
+    head = kind if isinstance(layer, Conv | ConvMaxPoolFragments) else f"{shape[1]} {kind}"
     batch = [f"n{shape[0]}"] if shape[0] > 1 else []
     return " ".join([head, f"in{_text(shape[2:])}", *rest, *batch])
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from math import prod
 
 from tuner.worker import Worker, WorkerError
-from znni.layers import Conv, Layer, MaxPool, MaxPoolFragments, Recombine, Shape, describe
+from znni.layers import Conv, ConvMaxPoolFragments, Layer, MaxPool, MaxPoolFragments, Recombine, Shape, describe
 from znni.machine import Machine
-from znni.network import Network, Node
+from znni.network import Network
 from znni.plan import Plan
 from znni.predict import Measured
 from znni.primitives import config_key, get
@@ -35,6 +35,13 @@ class PlanRun:
 
     samples: tuple[float, ...]
     peak_bytes: int
+    #: The part of the plan's rounds that was run; `samples` are what all of them would take.
+    share: float = 1.0
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds that a sample really took."""
+        return self.seconds * self.share
 
     @property
     def seconds(self) -> float:
@@ -103,22 +110,25 @@ class Measurer:
         with Worker() as fresh:
             return fresh.call("baseline", {"network": network_source(self.network)}, timeout_s=120.0)["resident_bytes"]
 
-    def layer(self, node: Node, shape: Shape, option: Option, threads: int) -> Measured | None:
-        """Measure one option of a node, on a smaller shape where the whole takes long; None where it fails."""
+    def layer(self, layer: Layer, shape: Shape, option: Option, threads: int) -> Measured | None:
+        """Measure one option of a layer, on a smaller shape where the whole takes long; None where it fails.
+
+        The option's `seconds` are of one call.
+        """
         choice = option.choice
         primitive = get(choice.primitive)
-        whole, shape = shape, reduced(node.layer, shape, TARGET_S / option.seconds, primitive.whole_patch)
+        whole, shape = shape, reduced(layer, shape, TARGET_S / option.seconds, primitive.whole_patch)
         key = MeasurementKey(
-            node.layer, shape, choice.primitive, choice.config, threads, self.machine.fingerprint, self.machine.kernels
+            layer, shape, choice.primitive, choice.config, threads, self.machine.fingerprint, self.machine.kernels
         )
         earlier = self.store.latest(key)
         if earlier and earlier.failed:
             return None
-        memory = primitive.memory(node.layer, shape, choice.config, threads)
+        memory = primitive.memory(layer, shape, choice.config, threads)
         row = self.store.open_measurement(key, predicted_bytes=memory.host_resident_bytes + memory.host_workspace_bytes)
         self.measurements += 1
         payload = {
-            "layer": describe(node.layer),
+            "layer": describe(layer),
             "shape": list(shape),
             "primitive": choice.primitive,
             "config": dict(choice.config),
@@ -136,12 +146,12 @@ class Measurer:
             return None
         timing = Timing.from_dict(found["timing"])
         row.finish(timing, measured_bytes=found["measured_bytes"], relative_l2=found["relative_l2"])
-        measured = Measured(node.layer, shape, choice.primitive, choice.config, timing.median_s)
+        measured = Measured(layer, shape, choice.primitive, choice.config, timing.median_s)
         self._table.append(_line(measured))
         return measured
 
-    def plan(self, plan: Plan, timeout_s: float) -> PlanRun | None:
-        """Run a plan end to end once, in a fresh process; None where that fails."""
+    def plan(self, plan: Plan, timeout_s: float, outer: int | None = None) -> PlanRun | None:
+        """Run a plan end to end, or `outer` rounds of its outermost loop, in a fresh process; None where that fails."""
         row = self.store.open_plan_run(
             plan.digest,
             machine=self.machine.fingerprint,
@@ -156,6 +166,7 @@ class Measurer:
             "cap_s": PLAN_CAP_S,
             "limit_bytes": self.limit_bytes,
             "as_run": True,
+            "outer": outer,
         }
         try:
             with Worker() as fresh:
@@ -164,7 +175,7 @@ class Measurer:
             self._failed(str(error))
             row.fail(str(error))
             return None
-        run = PlanRun(tuple(found["seconds"]), found["peak_bytes"])
+        run = PlanRun(tuple(found["seconds"]), found["peak_bytes"], found["share"])
         if run.peak_bytes > self.limit_bytes:
             reason = f"its measured peak of {run.peak_bytes} bytes is above the limit of {self.limit_bytes}"
             self._failed(reason)
@@ -195,7 +206,9 @@ def reduced(layer: Layer, shape: Shape, share: float, whole_patch: bool) -> Shap
         return (batch, *shape[1:])
     out_z = layer.output_shape(shape)[2]
     wanted = max(1, int(out_z * share))
-    z = shape[2] - (out_z - wanted) * (layer.stride[0] if isinstance(layer, (Conv, MaxPool, MaxPoolFragments)) else 1)
+    strided = layer.pool if isinstance(layer, ConvMaxPoolFragments) else layer
+    stride = strided.stride[0] if isinstance(strided, Conv | MaxPool | MaxPoolFragments) else 1
+    z = shape[2] - (out_z - wanted) * stride
     return (batch, shape[1], z, *shape[3:])
 
 

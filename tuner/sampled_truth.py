@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
 from znni.layers import (
     Activation,
     Conv,
+    ConvMaxPoolFragments,
     Layer,
     MaxFilter,
     Maxout,
     MaxPool,
     MaxPoolFragments,
     Recombine,
+    Relayout,
     Shape,
     Triple,
 )
@@ -25,6 +29,18 @@ def sample_points(shape: Shape, count: int, seed: int = 0) -> np.ndarray:
     points = np.stack([rng.integers(0, n, count) for n in sizes], axis=1)
     points[0] = 0
     points[-1] = [n - 1 for n in sizes]
+    return points
+
+
+def written_points(layer: Layer, shape: Shape, count: int) -> np.ndarray:
+    """`count` voxels (batch, z, y, x) of what `layer` makes of an input of `shape`, all of them of its first part."""
+    if not isinstance(layer, Recombine):
+        return sample_points(layer.output_shape(shape), count)
+    points = sample_points(shape, count)  # of fragments: those of the first part, wherever they end up
+    for stride in reversed(layer.strides):
+        for axis in (2, 1, 0):
+            points[:, 0], offset = np.divmod(points[:, 0], stride[axis])
+            points[:, 1 + axis] = points[:, 1 + axis] * stride[axis] + offset
     return points
 
 
@@ -47,8 +63,8 @@ def activated(y: np.ndarray, activation: Activation) -> np.ndarray:
 def truth_at(layer: Layer, weights: dict[str, np.ndarray], x: np.ndarray, points: np.ndarray) -> np.ndarray:
     """The layer's result at `points` (batch, z, y, x of its output): float64 (points, channels)."""
     matrix = None
-    if isinstance(layer, Conv):
-        matrix = weights["weight"].reshape(layer.out_channels, -1).astype(np.float64)
+    if weights:
+        matrix = weights["weight"].reshape(len(weights["weight"]), -1).astype(np.float64)
     bias = weights.get("bias")
     return np.stack([_at(layer, matrix, bias, x, int(b), (int(z), int(y), int(v))) for b, z, y, v in points])
 
@@ -83,6 +99,10 @@ def _at(
         offset = (fragment // (sy * sx), fragment // sx % sy, fragment % sx)
         start = tuple(p * s + o for p, s, o in zip(at, layer.stride, offset, strict=True))
         return _window(x, batch, start, layer.window).max((1, 2, 3))
+    if isinstance(layer, ConvMaxPoolFragments):  # of the first part
+        return _fragment_at(layer, matrix, bias, x, batch, at)
+    if isinstance(layer, Relayout):
+        return x[batch, :, at[0], at[1], at[2]].astype(np.float64)
     if isinstance(layer, MaxFilter):
         return _window(x, batch, at, layer.window, layer.dilation).max((1, 2, 3))
     if isinstance(layer, Recombine):
@@ -96,6 +116,17 @@ def _at(
         return seen.reshape(-1, layer.group).max(1)
     powers = np.exp(seen - seen.max())
     return powers / powers.sum()
+
+
+def _fragment_at(
+    layer: ConvMaxPoolFragments, matrix: np.ndarray, bias: np.ndarray, x: np.ndarray, batch: int, at: Triple
+) -> np.ndarray:
+    sz, sy, sx = layer.pool.stride
+    batch, fragment = divmod(batch, sz * sy * sx // layer.parts)
+    offset = (fragment // (sy * sx), fragment // sx % sy, fragment % sx)
+    first = tuple(p * s + o for p, s, o in zip(at, layer.pool.stride, offset, strict=True))
+    inside = product(*(range(p, p + w) for p, w in zip(first, layer.pool.window, strict=True)))
+    return np.max([_at(layer.conv, matrix, bias, x, batch, voxel) for voxel in inside], axis=0)
 
 
 def relative_l2(found: np.ndarray, truth: np.ndarray) -> float:

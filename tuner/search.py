@@ -7,22 +7,20 @@ optimistic bound cannot beat the best is told its prediction and never run.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import optuna
 from optuna.trial import TrialState
 
 from tuner.measure import Measurer, PlanRun
+from tuner.request import Request
 from tuner.space import Infeasible, Space, build_space, candidate_of, distributions, guesses, thread_counts
 from znni.candidate import SLACK_BYTES, Candidate, Solved, plan_of, solve_candidate, useful_share
 from znni.default_plan import default_candidate, limit_too_small
 from znni.errors import PlanMismatch, RunFailed
-from znni.layers import Triple
-from znni.machine import Machine, this_machine
+from znni.machine import this_machine
 from znni.network import Network
 from znni.plan import Plan
 from znni.predict import Predictor
@@ -36,35 +34,10 @@ _WORTHWHILE = 1.02
 _IDLE_TRIALS = 80
 #: A node that takes less than this share of a plan is not worth measuring alternatives for.
 _NEGLIGIBLE = 0.02
+#: A plan that is predicted to take more than this share of the budget for one run is measured on a part of it.
+_WHOLE_RUN_SHARE = 0.1
 #: Share of the budget kept for confirming.
 _CONFIRM_SHARE = 0.25
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked of a tuning.
-
-    `output` fixes the output patch (z, y, x); `threads` None leaves them to the search; `volume` is the output voxels of the
-    volumes that will be run, where they are known: patches that overhang it are charged for what they waste.
-    """
-
-    memory_bytes: int
-    threads: int | None = None
-    budget_s: float = 60.0
-    tolerance: float = 2e-5
-    seed: int = 0
-    normalise: str = "none"
-    frozen: bool = False
-    output: Triple | None = None
-    volume: Triple | None = None
-
-    def digest(self, network: Network, machine: Machine) -> str:
-        """What two requests must share to be the same one; the budget and `frozen` are not part of it."""
-        parts = [
-            network.digest, machine.fingerprint, self.memory_bytes, self.threads, self.tolerance, self.seed, self.normalise,
-            self.output, self.volume,
-        ]  # fmt: skip
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @dataclass
@@ -155,7 +128,7 @@ class _Search:
 
     def _predictor(self, threads: int) -> Predictor:
         flop_per_s, bytes_per_s = self.measurer.ceilings(threads)
-        return Predictor(threads, flop_per_s, bytes_per_s, self.measurer.known(threads))
+        return Predictor(threads, flop_per_s, bytes_per_s, self.measurer.known(threads), self.request.foreign)
 
     @property
     def spent_s(self) -> float:
@@ -202,10 +175,12 @@ class _Search:
         if not space.pooling:
             raise limit_too_small(self.network, predictor, self.baseline_bytes, self.request.memory_bytes)
         if self.request.output is None:
-            solved = default_candidate(self.network, predictor, self.budget_bytes, self.request.volume)
+            solved = default_candidate(
+                self.network, predictor, self.budget_bytes, self.request.volume, self.request.tolerance
+            )
         else:
             fixed = space.candidate(space.pooling[0], (1, 1, 1), 1, max(self.threads))
-            solved = solve_candidate(self.network, fixed, predictor, self.budget_bytes)
+            solved = solve_candidate(self.network, fixed, predictor, self.budget_bytes, self.request.tolerance)
         if solved is None:
             raise limit_too_small(self.network, predictor, self.baseline_bytes, self.request.memory_bytes)
         return solved
@@ -264,7 +239,8 @@ class _Search:
         return self._rate(ran or solved), ran is not None or measured
 
     def _solve(self, candidate: Candidate) -> Solved | None:
-        return solve_candidate(self.network, candidate, self.predictors[candidate.threads], self.budget_bytes)
+        predictor = self.predictors[candidate.threads]
+        return solve_candidate(self.network, candidate, predictor, self.budget_bytes, self.request.tolerance)
 
     def _promising(self, solved: Solved) -> bool:
         """Whether the candidate could beat the best measured plan, were every prediction too slow by its usual error."""
@@ -277,45 +253,51 @@ class _Search:
     def _measure_missing(self, solved: Solved) -> bool:
         """Measure what the plan's layers are only guessed to take; whether anything was."""
         threads, ran = solved.candidate.threads, False
-        for node, option in zip(solved.nodes, solved.solution.options, strict=True):
-            if option.basis == "model" and self.left_s > self._reserve_s():
-                row = self.measurer.layer(node, solved.shapes[node.inputs[0]], option, threads)
+        for call, option in zip(solved.calls, solved.solution.options, strict=True):
+            if option.basis != "model" or option.seconds < _NEGLIGIBLE * solved.solution.seconds:
+                continue
+            if self.left_s > self._reserve_s():
+                once = replace(option, seconds=option.seconds / call.repeats)
+                row = self.measurer.layer(call.node.layer, call.in_shape, once, threads)
                 if row:
                     self.predictors[threads].add(row)
                     ran = True
-                self._tell("layers", f"{node.name} by {option.choice.primitive}")
+                self._tell("layers", f"{call.node.name} by {option.choice.primitive}")
         return ran
 
     def _measure_alternatives(self, solved: Solved) -> None:
         """Measure, for the default plan's patch, the options of each node that may be fastest, the longest node first.
 
-        Of each primitive the two best guesses, in at most half of what is left of the budget.
+        Of each primitive the two best guesses, in the layouts that were chosen, in at most half of what is left of the
+        budget.
         """
         predictor = self.predictors[solved.candidate.threads]
         until_s = self.left_s / 2
-        ranked = sorted(zip(solved.nodes, solved.solution.options, strict=True), key=lambda pair: -pair[1].seconds)
-        for node, chosen in ranked:
+        ranked = sorted(zip(solved.calls, solved.solution.options, strict=True), key=lambda pair: -pair[1].seconds)
+        for call, chosen in ranked:
             if chosen.seconds < _NEGLIGIBLE * solved.solution.seconds:
                 break
-            shape = solved.shapes[node.inputs[0]]
+            layer, shape = call.node.layer, call.in_shape
             tried: Counter[str] = Counter()
-            for option in sorted(predictor.options(node, shape), key=lambda option: option.seconds):
+            for option in sorted(predictor.options(layer, shape), key=lambda option: option.seconds):
                 name = option.choice.primitive
                 fits = option.workspace_bytes + option.resident_bytes + self.network.weight_bytes < self.budget_bytes
-                if option.seconds > 2 * chosen.seconds or option.basis == "measured" or tried[name] == 2 or not fits:
+                slow = option.seconds * call.repeats > 2 * chosen.seconds
+                other = (option.takes, option.gives) != (chosen.takes, chosen.gives)
+                if slow or other or option.basis == "measured" or tried[name] == 2 or not fits:
                     continue
                 if self.left_s < until_s:
                     return
                 tried[name] += 1
-                row = self.measurer.layer(node, shape, option, solved.candidate.threads)
+                row = self.measurer.layer(layer, shape, option, solved.candidate.threads)
                 if row:
                     predictor.add(row)
-                self._tell("layers", f"{node.name} by {name}")
+                self._tell("layers", f"{call.node.name} by {name}")
 
     def _reserve_s(self) -> float:
         """Seconds to keep for confirming: two rounds of the best plan, but no more than a share of the budget."""
         best = self.best
-        once = best.runs[-1].seconds if best else 0.0
+        once = best.runs[-1].spent_s if best else 0.0
         return min(2 * once + 1.0, _CONFIRM_SHARE * self.request.budget_s)
 
     def _plan(self, solved: Solved) -> Plan:
@@ -334,7 +316,11 @@ class _Search:
         plan = self._plan(solved)
         entry = self.measured.get(plan.digest) or Measured(solved, plan)
         plan = entry.plan
-        run = self.measurer.plan(plan, timeout_s=max(self.left_s, 10.0) + 4 * solved.solution.seconds)
+        # a plan whose single run would take a good part of the budget is measured by one round of its outermost loop
+        rounds = next((level.parts for level in solved.levels if level.parts > 1), 1)
+        outer = 1 if rounds > 1 and solved.solution.seconds > _WHOLE_RUN_SHARE * self.request.budget_s else None
+        timeout_s = max(self.left_s, 10.0) + 4 * solved.solution.seconds
+        run = self.measurer.plan(plan, timeout_s=timeout_s, outer=outer)
         if run is None:
             self._tell("plan", f"failed: {self.measurer.last_failure}")
             return None
@@ -349,6 +335,7 @@ class _Search:
     def _fill(self, entry: Measured) -> None:
         summary = self.measurer.summary(entry.plan, entry.runs)
         entry.plan.throughput.update(measured_voxels_per_s=summary.voxels_per_s, interval=list(summary.interval))
+        entry.plan.throughput["measured_share"] = entry.runs[-1].share
         entry.plan.memory["measured_peak_bytes"] = max(run.peak_bytes for run in entry.runs)
 
     def _confirm(self) -> list[Measured]:
@@ -359,7 +346,7 @@ class _Search:
         rivals = [m for m in top if self._rate(m) > 0.9 * self._rate(top[0])]
         for _ in range(3):
             for entry in rivals:
-                if self.left_s > entry.runs[-1].seconds:
+                if self.left_s > entry.runs[-1].spent_s:
                     self._run_plan(entry.solved)
         winner = max(rivals, key=self._rate)
         for entry in rivals:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from znni import geometry
-from znni.candidate import Candidate, shapes_of
+from znni.candidate import Candidate, least_live_bytes
 from znni.layers import Triple
 from znni.lowering import POOLING
 from znni.network import Network
-from znni.program import live_tensor_bytes
 
 #: More patches at once than this have never paid in ZNNi's experiments, where a batch of 1 was best everywhere.
 MOST_BATCH = 4
@@ -68,12 +67,6 @@ class Space:
             z, y, x = self.most_steps[pooling]
             total += z * y * x
         return total * len(self.threads) * MOST_BATCH
-
-
-def least_live_bytes(network: Network, candidate: Candidate) -> int:
-    """Bytes of tensors alone: what no choice of primitives can go below."""
-    nodes, shapes = shapes_of(network, candidate)
-    return max(live_tensor_bytes(nodes, shapes))
 
 
 def build_space(

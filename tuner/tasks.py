@@ -15,7 +15,8 @@ from tuner.sampled_truth import relative_l2, sample_points, truth_at
 from znni.arena import aligned_empty
 from znni.ceilings import measure_ceilings
 from znni.errors import RunFailed
-from znni.layers import Conv, Layer, Shape, layer_of
+from znni.layers import Conv, ConvMaxPoolFragments, Layer, Shape, layer_of
+from znni.layouts import PLAIN, array_shape, layouts_of, packed, unpacked
 from znni.primitives import get
 from znni.process_memory import peak_resident_bytes, reset_peak, resident_bytes
 from znni.timing import LONG_SECONDS, summarise, time_callable
@@ -46,7 +47,7 @@ def seeded_layer(layer: Layer, shape: Shape, seed: int) -> tuple[np.ndarray, dic
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(shape, dtype=np.float32)
     weights = {}
-    if isinstance(layer, Conv):
+    if isinstance(layer, Conv | ConvMaxPoolFragments):
         weights = {
             name: rng.standard_normal(own, dtype=np.float32) for name, own in layer.weight_shapes(shape[1]).items()
         }
@@ -75,7 +76,9 @@ def measure_layer(payload: dict, on_sample: OnSample) -> dict:
     primitive = get(payload["primitive"])
     primitive.refuse(layer, shape)
     x, weights = seeded_layer(layer, shape, payload.get("seed", 0))
-    out = np.full(layer.output_shape(shape), np.nan, np.float32)
+    takes, gives = layouts_of(payload["config"])
+    given = x if takes == PLAIN else packed(x, takes)
+    out = np.full(array_shape(layer.output_shape(shape), gives), np.nan, np.float32)
 
     _give_back_freed_memory()
     before = resident_bytes()
@@ -91,7 +94,7 @@ def measure_layer(payload: dict, on_sample: OnSample) -> dict:
     peaks: list[int] = []
 
     def call() -> None:
-        operator(x, out, workspace)
+        operator(given, out, workspace)
         if not peaks:  # the first call touches all it ever will, and statistics have not begun to take memory
             peaks.append(peak_resident_bytes())
 
@@ -105,7 +108,9 @@ def measure_layer(payload: dict, on_sample: OnSample) -> dict:
             f"{primitive.name} took {measured_bytes / _MIB:.1f} MiB, more than the {predicted_bytes / _MIB:.1f} MiB "
             "that it said it would"
         )
-    error = _sampled_error(layer, weights, x, out) if payload.get("check") else None
+    error = None
+    if payload.get("check"):
+        error = _sampled_error(layer, weights, x, unpacked(out, layer.output_shape(shape)[1], gives))
     tolerance = payload.get("tolerance", primitive.tolerance)
     if error is not None and not error <= tolerance:
         raise RunFailed(
@@ -139,11 +144,13 @@ def run_plan(payload: dict, on_sample: OnSample) -> dict:
 
     Payload: ``plan`` (a path, or the plan's JSON data), ``rounds`` (samples wanted), and optionally ``cap_s`` (seconds
     after which none is begun), ``network`` (``source``, ``weights``, ``seed``, ``width`` of `znni.load.load`; what
-    the plan names), ``limit_bytes`` (of this process), ``seed`` (0) and ``as_run`` (false: first import all that
-    ``znni-tune run`` may need).
+    the plan names), ``limit_bytes`` (of this process), ``seed`` (0), ``as_run`` (false: first import all that
+    ``znni-tune run`` may need) and ``outer`` (rounds of the plan's outermost loop to run, whose rounds are alike; seconds are
+    then what all would take).
 
     Result: ``seconds`` (of each run; filling the input is not timed), ``median_s``, ``iqr_s``, ``interval_s``,
-    ``single`` (only one sample, because the plan takes seconds or the cap allowed no more), ``voxels`` (output voxels
+    ``single`` (only one sample, because the plan takes seconds or the cap allowed no more), ``share`` (of all rounds that
+    was run), ``voxels`` (output voxels
     of one run), ``steps`` ({name: median seconds}), ``baseline_bytes`` (resident before the program was made),
     ``peak_bytes`` (of the process, from its start).
 
@@ -165,15 +172,16 @@ def run_plan(payload: dict, on_sample: OnSample) -> dict:
     plan.bind(_network(payload.get("network") or plan.network))
     baseline_bytes = resident_bytes()
     program = plan.program(payload.get("limit_bytes"))
-    for step in program.steps:  # no page is touched for the first time while the clock runs
-        for view in (step.x, step.out, step.workspace):
-            view.fill(0)
     rng = np.random.default_rng(payload.get("seed", 0))
     cap_s = payload.get("cap_s", math.inf)
+    outer = payload.get("outer")
     start = time.perf_counter()
 
     def run() -> tuple[float, list[float]]:
         rng.standard_normal(out=program.input, dtype=np.float32)
+        if outer:
+            steps = program.run_timed(outer)
+            return sum(steps), steps
         begun = time.perf_counter()
         steps = program.run_timed()
         return time.perf_counter() - begun, steps
@@ -198,8 +206,11 @@ def run_plan(payload: dict, on_sample: OnSample) -> dict:
         "iqr_s": summary.iqr_s,
         "interval_s": summary.interval_s,
         "single": len(runs) == 1,
+        "share": outer / program.loops[0].parts if outer and program.loops else 1.0,
         "voxels": plan.batch * int(np.prod(plan.output_patch)),
-        "steps": {step.name: float(np.median([own[i] for _, own in runs])) for i, step in enumerate(program.steps)},
+        "steps": {
+            call.node.name: float(np.median([own[i] for _, own in runs])) for i, call in enumerate(program.calls)
+        },
         "baseline_bytes": baseline_bytes,
         "peak_bytes": peak_bytes,
     }

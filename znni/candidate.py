@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from math import inf, prod
 
 from znni import geometry
+from znni.arena import aligned
 from znni.errors import InvalidShape
-from znni.layers import Shape, Triple
-from znni.network import Network, Node, shapes_through
+from znni.layers import Conv, ConvMaxPoolFragments, Relayout, Shape, Triple
+from znni.layouts import LAYOUTS, PLAIN, tensor_bytes
+from znni.network import Network
+from znni.nodes import INPUT
 from znni.plan import Plan, PlannedLayer
 from znni.predict import Predictor
-from znni.program import live_tensor_bytes
-from znni.solve import Solution, smallest_bytes, solve
+from znni.schedule import Call, Levels, calls_of, lifetimes, loops_of, schedules
+from znni.solve import Option, Solution, smallest_bytes, solve
+from znni.verify import DEFAULT_TOLERANCE
 
 #: What a process may take beyond its baseline and the program: thread stacks, page rounding, small objects. Measured peaks
 #: stay below it with room to spare.
 SLACK_BYTES = 16 << 20
+RELAYOUT = Relayout()
 
 
 @dataclass(frozen=True)
@@ -31,11 +38,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Solved:
-    """A candidate with the fastest choice that fits."""
+    """A candidate with the fastest schedule and choice that fit."""
 
     candidate: Candidate
-    nodes: tuple[Node, ...]
-    shapes: dict[str, Shape]
+    levels: Levels
+    calls: tuple[Call, ...]
     solution: Solution
 
     @property
@@ -59,35 +66,174 @@ def useful_share(output: Triple, volume: Triple | None) -> float:
     return use
 
 
-def shapes_of(network: Network, candidate: Candidate) -> tuple[tuple[Node, ...], dict[str, Shape]]:
-    """The nodes that run, and the shape of each result; `InvalidShape` where the patch cannot be."""
+def input_shape(network: Network, candidate: Candidate) -> Shape:
+    """Shape of the candidate's input; `InvalidShape` where the patch cannot be."""
     patch = geometry.input_size(candidate.output, network.field_of_view)
     network.check_patch(patch, candidate.pooling)
-    nodes = network.lowered(candidate.pooling)
-    return nodes, shapes_through(nodes, (candidate.batch, network.in_channels, *patch))
+    return (candidate.batch, network.in_channels, *patch)
+
+
+class Walk:
+    """A candidate in one order of its fragments: its calls, and the bytes of tensors beside each one's own."""
+
+    def __init__(self, network: Network, candidate: Candidate, levels: Levels):
+        shape = input_shape(network, candidate)
+        self.levels = levels
+        self.nodes = network.lowered(candidate.pooling, levels)
+        loops = loops_of(self.nodes, levels)
+        self.calls = calls_of(self.nodes, loops, shape)
+        self._shapes = {INPUT: shape} | {call.node.name: call.out_shape for call in self.calls}
+        self._spans = lifetimes(self.nodes, loops)
+        # of what is held beside a step's own, the layout is another node's affair: the larger one is counted
+        large = {name: aligned(max(tensor_bytes(s, layout) for layout in LAYOUTS)) for name, s in self._shapes.items()}
+        large[INPUT] = aligned(tensor_bytes(shape))
+        self._beside = []
+        for step, call in enumerate(self.calls):
+            own = {call.node.name, call.node.inputs[0]}
+            alive = (name for name, (first, last) in self._spans.items() if first <= step <= last and name not in own)
+            self._beside.append(sum(large[name] for name in alive))
+
+    def live_bytes(self, step: int, takes: str, gives: str) -> int:
+        """Bytes of all tensors alive at a step that takes and gives these layouts."""
+        call = self.calls[step]
+        return (
+            self._beside[step]
+            + aligned(tensor_bytes(call.source, takes))
+            + aligned(tensor_bytes(call.out_shape, gives))
+        )
+
+    @property
+    def least_bytes(self) -> int:
+        """Bytes that no choice of primitives can go below: plain tensors alone."""
+        return max(self.live_bytes(step, PLAIN, PLAIN) for step in range(len(self.calls)))
+
+    def options(self, predictor: Predictor, most_error: float) -> list[list[Option]]:
+        """For each call the options that are accurate enough, with all its repeats and all that is alive."""
+        return [
+            [
+                replace(
+                    o,
+                    seconds=o.seconds * call.repeats,
+                    step_bytes=self.live_bytes(step, o.takes, o.gives) + o.workspace_bytes,
+                )
+                for o in predictor.options(call.node.layer, call.in_shape)
+                if o.error <= most_error
+            ]
+            for step, call in enumerate(self.calls)
+        ]
+
+    def conversions(self, predictor: Predictor) -> list[dict[tuple[str, str], Option]]:
+        """For each call, and after the last, the conversions of its input from one layout to another."""
+        found = []
+        ends = [(call.in_shape, call.source, call.repeats) for call in self.calls]
+        # the recombination before it is plain already, and without poolings nothing is repeated
+        ends.append((self.calls[-1].out_shape, self.calls[-1].out_shape, 1))
+        for step, (shape, source, repeats) in enumerate(ends):
+            call = self.calls[min(step, len(self.calls) - 1)]
+            if isinstance(call.node.layer, ConvMaxPoolFragments):  # it comes before the loop over its parts
+                repeats //= call.node.layer.parts
+            own: dict[tuple[str, str], Option] = {}
+            for o in predictor.options(RELAYOUT, shape):
+                # a slice is converted beside the tensor that it is of, which is held on
+                live = aligned(tensor_bytes(source, o.takes)) + aligned(tensor_bytes(shape, o.gives))
+                beside = self._beside[step] if step < len(self.calls) else 0
+                choice = replace(
+                    o, seconds=o.seconds * repeats, step_bytes=beside + live + o.workspace_bytes
+                )
+                if (o.takes, o.gives) not in own or choice.seconds < own[o.takes, o.gives].seconds:
+                    own[o.takes, o.gives] = choice
+            found.append(own)
+        return found
+
+
+def walks(network: Network, candidate: Candidate) -> Iterator[Walk]:
+    """The candidate in every order that is worth considering, breadth first first."""
+    input_shape(network, candidate)  # refuses a patch that cannot be
+    for levels in schedules(network.lowered(candidate.pooling), candidate.batch):
+        yield Walk(network, candidate, levels)
+
+
+def least_live_bytes(network: Network, candidate: Candidate) -> int:
+    """Bytes of tensors alone: what no schedule and choice of primitives can go below."""
+    return min(walk.least_bytes for walk in walks(network, candidate))
+
+
+def most_layer_error(network: Network, tolerance: float) -> float:
+    """The relative L2 error that one convolution may have, where those of all of them add up as independent ones do."""
+    return tolerance / max(1, sum(isinstance(layer, Conv) for layer in network.layers)) ** 0.5
 
 
 def needed_bytes(network: Network, candidate: Candidate, predictor: Predictor) -> int:
-    """Bytes of arena and residents that surely suffice for the candidate's leanest choice."""
-    nodes, shapes = shapes_of(network, candidate)
-    options = [predictor.options(node, shapes[node.inputs[0]]) for node in nodes]
-    return smallest_bytes(live_tensor_bytes(nodes, shapes), options)
+    """Bytes of arena and residents that suffice for the candidate's leanest choice."""
+    return min(smallest_bytes(walk.options(predictor, inf)) for walk in walks(network, candidate))
 
 
-def solve_candidate(network: Network, candidate: Candidate, predictor: Predictor, budget_bytes: int) -> Solved | None:
-    """The candidate's fastest choice within `budget_bytes` (arena and residents), or None where nothing fits."""
-    nodes, shapes = shapes_of(network, candidate)
-    live = live_tensor_bytes(nodes, shapes)
-    if max(live) > budget_bytes:
-        return None
-    options = []
-    for node in nodes:
-        found = predictor.options(node, shapes[node.inputs[0]])
-        if not found:
-            raise InvalidShape(f"no primitive here computes layer {node.name} of {network.name}: {node.layer}")
-        options.append(found)
-    solution = solve(live, options, budget_bytes)
-    return solution and Solved(candidate, nodes, shapes, solution)
+def solve_candidate(
+    network: Network,
+    candidate: Candidate,
+    predictor: Predictor,
+    budget_bytes: int,
+    tolerance: float = DEFAULT_TOLERANCE,
+) -> Solved | None:
+    """The candidate's fastest schedule and choice within `budget_bytes` (arena and residents), or None where nothing fits."""
+    best: Solved | None = None
+    for walk in walks(network, candidate):
+        if walk.least_bytes > budget_bytes:
+            continue
+        options = walk.options(predictor, most_layer_error(network, tolerance))
+        for call, own in zip(walk.calls, options, strict=True):
+            if not own and not isinstance(call.node.layer, ConvMaxPoolFragments):
+                raise InvalidShape(
+                    f"no primitive here computes layer {call.node.name} of {network.name}: {call.node.layer}"
+                )
+        if not all(options):
+            continue
+        below_s = best.solution.seconds if best else inf
+        solution = solve(options, budget_bytes, walk.conversions(predictor), below_s)
+        if solution:
+            best = Solved(candidate, walk.levels, walk.calls, solution)
+    return best
+
+
+def planned_layers(solved: Solved) -> list[PlannedLayer]:
+    """The steps of a plan: one for each node, and the conversions between them."""
+    solution = solved.solution
+    found = []
+
+    def add(name: str, option: Option) -> None:
+        found.append(
+            PlannedLayer(
+                name=name,
+                primitive=option.choice.primitive,
+                config=dict(option.choice.config),
+                predicted_s=option.seconds,
+                host_bytes=option.workspace_bytes + option.resident_bytes,
+                layout=option.gives,
+                basis=option.basis,
+                error=option.error,
+            )
+        )
+
+    for call, option, before in zip(solved.calls, solution.options, solution.conversions, strict=False):
+        if before:
+            add(f"relayout_{call.node.name}", before)
+        add(call.node.name, option)
+    if solution.conversions[-1]:
+        add("relayout_output", solution.conversions[-1])
+    return found
+
+
+def border_efficiency(network: Network, solved: Solved) -> float:
+    """Direct arithmetic that an infinite patch would need for the output, over that of the plan, recomputation included."""
+    done = 0.0
+    for call in solved.calls:
+        layer = call.node.layer
+        if isinstance(layer, Conv):
+            done += call.repeats * 2.0 * prod(layer.output_shape(call.in_shape)) * call.in_shape[1] * prod(layer.kernel)
+        elif isinstance(layer, ConvMaxPoolFragments):
+            whole = layer.conv.output_shape(call.in_shape)
+            done += call.repeats * 2.0 * prod(whole) * call.in_shape[1] * prod(layer.conv.kernel)
+    return network.flop_per_voxel * _voxels(solved.candidate) / done if done else 1.0
 
 
 def plan_of(
@@ -118,22 +264,17 @@ def plan_of(
             "output": list(candidate.output),
             "batch": candidate.batch,
         },
-        schedule={"pooling": candidate.pooling, "threads": candidate.threads},
-        layers=[
-            PlannedLayer(
-                name=node.name,
-                primitive=option.choice.primitive,
-                config=dict(option.choice.config),
-                predicted_s=option.seconds,
-                host_bytes=option.workspace_bytes + option.resident_bytes,
-                basis=option.basis,
-            )
-            for node, option in zip(solved.nodes, solution.options, strict=True)
-        ],
+        schedule={
+            "pooling": candidate.pooling,
+            "threads": candidate.threads,
+            "levels": [asdict(level) for level in solved.levels],
+        },
+        layers=planned_layers(solved),
         throughput={
             "predicted_voxels_per_s": solved.voxels_per_s,
             "measured_voxels_per_s": None,
             "interval": None,
+            "border_efficiency": border_efficiency(network, solved),
         },
         memory={
             "predicted_peak_bytes": baseline_bytes + solution.total_bytes + SLACK_BYTES,

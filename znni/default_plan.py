@@ -13,6 +13,7 @@ from znni.network import Network
 from znni.plan import Plan
 from znni.predict import Predictor
 from znni.process_memory import available_bytes, resident_bytes
+from znni.verify import DEFAULT_TOLERANCE
 
 #: Steps along an axis that are tried: fine at first, then about 1.2 times apart, where the throughput is flat.
 _STEPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 19, 22, 26, 31, 37, 44, 52, 62, 74, 88, 105, 125)
@@ -52,7 +53,11 @@ def _outputs(network: Network, volume: Triple | None) -> Iterator[list[Triple]]:
 
 
 def default_candidate(
-    network: Network, predictor: Predictor, budget_bytes: int, volume: Triple | None = None
+    network: Network,
+    predictor: Predictor,
+    budget_bytes: int,
+    volume: Triple | None = None,
+    tolerance: float = DEFAULT_TOLERANCE,
 ) -> Solved | None:
     """The best of a coarse set of patches by predicted throughput, or None where none fits.
 
@@ -63,14 +68,14 @@ def default_candidate(
     for family in _outputs(network, volume):
         for output in family:
             solved = solve_candidate(
-                network, Candidate(output, 1, "fragments", predictor.threads), predictor, budget_bytes
+                network, Candidate(output, 1, "fragments", predictor.threads), predictor, budget_bytes, tolerance
             )
             if solved is None:
                 break  # a larger one of the family does not fit either
             found.append((solved.voxels_per_s * useful_share(output, volume), solved))
     if not found:
         smallest = Candidate((1, 1, 1), 1, "filter", predictor.threads)
-        return solve_candidate(network, smallest, predictor, budget_bytes)
+        return solve_candidate(network, smallest, predictor, budget_bytes, tolerance)
     best_rate = max(rate for rate, _ in found)
     return min((s for rate, s in found if rate > _AS_GOOD * best_rate), key=lambda s: s.solution.total_bytes)
 

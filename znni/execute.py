@@ -12,7 +12,8 @@ from znni.errors import MemoryLimit
 from znni.network import Network
 from znni.plan import Plan
 from znni.process_memory import available_bytes, resident_bytes
-from znni.program import Choice, Program
+from znni.program import Program
+from znni.solve import Choice
 from znni.volume import Grid, VolumeRun, output_shape, run_volume
 from znni.volume_files import create_volume, open_volume
 
@@ -35,8 +36,8 @@ def program(network: Network, plan: Plan, limit_bytes: int | None = None) -> Pro
             f"this plan needs {need / mib:.0f} MiB beside the {held / mib:.0f} MiB that this process holds, which is more than "
             f"its limit of {limit_bytes / mib:.0f} MiB; tune with a lower --memory"
         )
-    choices = [Choice(layer.primitive, layer.config) for layer in plan.layers]
-    return Program(network, plan.pooling, plan.input_shape(network.in_channels), choices, plan.threads)
+    choices = [(layer.name, Choice(layer.primitive, layer.config)) for layer in plan.layers]
+    return Program(network, plan.pooling, plan.levels, plan.input_shape(network.in_channels), choices, plan.threads)
 
 
 def run_array(network: Network, plan: Plan, x: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from znni.errors import ZnniError
 from znni.layers import LINEAR, Activation, Conv, MaxFilter, Maxout, MaxPool, Softmax
 
 if TYPE_CHECKING:
-    from znni.network import Node
+    from znni.nodes import Node
 
 _LEVELS = 1 << 16
 #: Filters of fewer inputs keep their mean: there, taking it away could leave nothing.

@@ -14,7 +14,8 @@ from znni.formats.znn_hdf5 import read_znn_hdf5
 from znni.formats.znn_text import read_znn
 from znni.formats.znni_text import read_znni
 from znni.initialise import seeded_weights
-from znni.network import Network, chain
+from znni.network import Network
+from znni.nodes import chain
 from znni.zoo import networks
 
 READERS: dict[str, Callable[[str], Description]] = {

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from znni.errors import InvalidShape
 from znni.layers import ONES, Conv, MaxFilter, MaxPool, MaxPoolFragments, Recombine, Triple
-
-if TYPE_CHECKING:
-    from znni.network import Node
+from znni.nodes import Node
 
 #: The ways in which a pooling can run densely.
 POOLING = ("fragments", "filter")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -17,27 +16,8 @@ from znni import geometry
 from znni.errors import FormatError, InvalidShape
 from znni.layers import Conv, Layer, Maxout, Shape, Triple, by_x, describe
 from znni.lowering import lower
-
-#: The name by which nodes refer to the network's input.
-INPUT = "input"
-
-
-@dataclass(frozen=True)
-class Node:
-    """A layer, its name, and the names of the nodes (or `INPUT`) that it reads."""
-
-    name: str
-    layer: Layer
-    inputs: tuple[str, ...] = (INPUT,)
-
-
-def chain(layers: Sequence[Layer]) -> tuple[Node, ...]:
-    """Nodes for `layers` in sequence, named ``1_conv``, ``2_max_pool``, ..."""
-    nodes, previous = [], INPUT
-    for number, layer in enumerate(layers, 1):
-        nodes.append(Node(f"{number}_{layer.kind}", layer, (previous,)))
-        previous = nodes[-1].name
-    return tuple(nodes)
+from znni.nodes import INPUT, Node
+from znni.schedule import Levels, scheduled
 
 
 def shapes_through(nodes: Sequence[Node], shape: Shape) -> dict[str, Shape]:
@@ -151,9 +131,10 @@ class Network:
         """Direct arithmetic (2 per multiply-add) of all convolutions per output voxel, borders not counted."""
         return 2 * sum(own["weight"].size for own in self.weights.values())
 
-    def lowered(self, pooling: str) -> tuple[Node, ...]:
-        """The nodes that run: poolings as ``"fragments"`` (MPF, recombined last) or as ``"filter"`` (dilated)."""
-        return lower(self.nodes, pooling)
+    def lowered(self, pooling: str, levels: Levels = ()) -> tuple[Node, ...]:
+        """The nodes that run: poolings as ``"fragments"`` (MPF, recombined last, in the order that `levels` say) or as
+        ``"filter"`` (dilated)."""
+        return scheduled(lower(self.nodes, pooling), levels)
 
     def check_patch(self, patch: Sequence[int], pooling: str = "fragments") -> None:
         """Raise `InvalidShape`, naming the nearest valid sizes, unless `patch` is a valid input patch (z, y, x)."""

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from znni.errors import FormatError, PlanMismatch, ZnniError
-from znni.layers import Shape, Triple
+from znni.layers import Relayout, Shape, Triple
 from znni.plan_schema import validate
+from znni.schedule import Level, Levels
 
 if TYPE_CHECKING:
     from znni.network import Network
@@ -41,6 +42,8 @@ class PlannedLayer:
     layout: str = "plain"
     #: Where the prediction came from: "measured", "scaled" or "model".
     basis: str = "model"
+    #: Relative L2 error to expect of the layer.
+    error: float = 0.0
 
 
 @dataclass
@@ -86,6 +89,11 @@ class Plan:
     def pooling(self) -> str:
         """The dense form in which poolings run (`znni.lowering`)."""
         return self.schedule["pooling"]
+
+    @property
+    def levels(self) -> Levels:
+        """The order of the fragments (`znni.schedule`); empty where they run breadth first."""
+        return tuple(Level(**level) for level in self.schedule.get("levels", ()))
 
     @property
     def threads(self) -> int:
@@ -204,8 +212,9 @@ class Plan:
         if missing:
             raise PlanMismatch(f"{name} needs {', '.join(missing)}, which this installation lacks; tune again here")
         network.check_patch(self.input_patch, self.pooling)
-        nodes = network.lowered(self.pooling)
-        if [node.name for node in nodes] != [layer.name for layer in self.layers]:
+        nodes = network.lowered(self.pooling, self.levels)
+        computing = [layer for layer in self.layers if here[layer.primitive].kind != Relayout.kind]
+        if [node.name for node in nodes] != [layer.name for layer in computing]:
             raise PlanMismatch(f"{name} lists other layers than {network.name} has; tune again")
         self._network = network
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 from znni.arena import aligned
 from znni.layers import Layer, Shape
-from znni.network import Node
+from znni.layouts import layouts_of, with_layouts
 from znni.primitives import candidates, get
 from znni.primitives.base import Config, Primitive, config_key
-from znni.program import Choice
-from znni.solve import Option
+from znni.solve import Choice, Option
 
 #: What a guess assumes of a machine whose ceilings are not known: one core of a modern desktop.
 ASSUMED_FLOP_PER_S = 5e10
@@ -41,6 +40,8 @@ class Predictor:
         The machine's measured ceilings at that thread count.
     measured : iterable of Measured
         What the store knows at that thread count.
+    foreign : bool
+        Whether other libraries' primitives may be used, which a plan that is to travel should not.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class Predictor:
         flop_per_s: float = ASSUMED_FLOP_PER_S,
         bytes_per_s: float = ASSUMED_BYTES_PER_S,
         measured: Iterable[Measured] = (),
+        foreign: bool = False,
     ):
-        self.threads, self.flop_per_s, self.bytes_per_s = threads, flop_per_s, bytes_per_s
+        self.threads, self.flop_per_s, self.bytes_per_s, self.foreign = threads, flop_per_s, bytes_per_s, foreign
+        self._options: dict[tuple, list[Option]] = {}
         self._exact: dict[tuple, float] = {}
         self._kindred: dict[tuple, list[tuple[float, float]]] = defaultdict(list)
         for row in measured:
@@ -58,6 +61,7 @@ class Predictor:
 
     def add(self, row: Measured) -> None:
         """Take one more measurement into account."""
+        self._options.clear()
         model = self.model(get(row.primitive), row.layer, row.shape, row.config)
         size, ratio = _voxels(row.layer, row.shape), row.seconds / model
         key = config_key(row.config)
@@ -85,25 +89,36 @@ class Predictor:
                 return guess * ratio, "scaled" if depth < 2 else "model"
         return guess, "model"
 
-    def options(self, node: Node, shape: Shape) -> list[Option]:
-        """Every candidate for `node` on an input of `shape`, with its predicted time and bytes."""
-        found = []
-        for primitive in candidates(node.layer, shape):
-            if primitive.foreign:
-                continue
-            for config in primitive.configs(node.layer, shape):
-                memory = primitive.memory(node.layer, shape, config, self.threads)
-                seconds, basis = self.seconds(primitive, node.layer, shape, config)
-                found.append(
-                    Option(
-                        Choice(primitive.name, config),
-                        seconds,
-                        aligned(memory.host_workspace_bytes),
-                        memory.host_resident_bytes,
-                        basis,
-                    )
-                )
-        return found
+    def options(self, layer: Layer, shape: Shape) -> list[Option]:
+        """Every candidate for one call of `layer` on an input of `shape`, in each of its layouts, with its predicted time and
+        bytes; `step_bytes` is the workspace alone."""
+        key = (layer, shape)
+        if key not in self._options:
+            self._options[key] = [
+                self._option(primitive, layer, shape, with_layouts(config, *layouts))
+                for primitive in candidates(layer, shape)
+                if self.foreign or not primitive.foreign
+                for config in primitive.configs(layer, shape)
+                for layouts in primitive.layouts
+            ]
+        return self._options[key]
+
+    def _option(self, primitive: Primitive, layer: Layer, shape: Shape, config: Config) -> Option:
+        memory = primitive.memory(layer, shape, config, self.threads)
+        seconds, basis = self.seconds(primitive, layer, shape, config)
+        takes, gives = layouts_of(config)
+        workspace_bytes = aligned(memory.host_workspace_bytes)
+        return Option(
+            Choice(primitive.name, config),
+            seconds,
+            workspace_bytes,
+            memory.host_resident_bytes,
+            takes,
+            gives,
+            basis,
+            workspace_bytes,
+            primitive.error(layer, shape, config),
+        )
 
 
 def _voxels(layer: Layer, shape: Shape) -> float:

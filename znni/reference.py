@@ -20,7 +20,8 @@ from znni.layers import ONES, ZEROS, Activation, Conv, Layer, MaxFilter, Maxout,
 from znni.reference_conv import choose_tiling, convolve
 
 if TYPE_CHECKING:
-    from znni.network import Network, Node
+    from znni.network import Network
+    from znni.nodes import Node
 
 
 def reference(network: Network, x: np.ndarray, *, threads: int | None = None) -> np.ndarray:

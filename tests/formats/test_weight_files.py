@@ -7,7 +7,7 @@ from znni.errors import FormatError
 from znni.formats.weight_files import read_weights
 from znni.initialise import seeded_weights
 from znni.layers import Conv, MaxPool
-from znni.network import chain
+from znni.nodes import chain
 
 NODES = chain([Conv(3, (1, 2, 3)), MaxPool((1, 2, 2), (1, 2, 2)), Conv(2, (1, 1, 1))])
 WEIGHTS = seeded_weights(NODES, 1, 0)

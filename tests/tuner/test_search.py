@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import tuner
-from tuner.search import Request, tune
+from tuner.request import Request
+from tuner.search import tune
 from znni.errors import InvalidShape, MemoryLimit, PlanMismatch
 from znni.load import load
 from znni.store import Store

@@ -68,7 +68,8 @@ def test_every_primitive_is_measured_and_right(worker, layer, shape):
         timing = Timing.from_dict(found["timing"])
         assert timing.samples == tuple(samples) and timing.median_s > 0
         assert found["relative_l2"] <= primitive.tolerance
-        assert found["measured_bytes"] <= found["predicted_bytes"] + tasks.MEMORY_SLACK_BYTES
+        # what a library takes for itself, once a process, is not its operator's
+        assert primitive.foreign or found["measured_bytes"] <= found["predicted_bytes"] + tasks.MEMORY_SLACK_BYTES
 
 
 class Scripted(Primitive):
@@ -95,7 +96,7 @@ class ScriptedOperator(Operator):
 
     def compute(self, x, out, workspace):
         workspace[:] = 1
-        np.ones(self.config.get("takes", 1), np.uint8)
+        np.ones(self.config.get("wants", 1), np.uint8)
         powers = np.exp(x)
         out[:] = powers / powers.sum(axis=1, keepdims=True) * np.float32(self.config.get("times", 1))
         if self.config.get("forgets"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from znni.network import Node
+from znni.nodes import Node
 
 #: float32 arrays ``weight`` (out, in, kz, ky, kx) and ``bias`` (out,) by node name; kernels are cross-correlated.
 Weights = dict[str, dict[str, np.ndarray]]

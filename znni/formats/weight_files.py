@@ -18,7 +18,7 @@ from znni.formats.description import Weights
 from znni.formats.hdf5 import is_dataset, opened
 from znni.formats.znn_hdf5 import holds_network, read_znn_hdf5
 from znni.layers import Conv
-from znni.network import Node
+from znni.nodes import Node
 
 _HDF5 = (".h5", ".hdf5")
 _KEYS = ("weight", "bias")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from znni.errors import FormatError
 from znni.formats.text import positive, positive_triple
 from znni.layers import LINEAR, ONES, Activation, Conv, Layer, MaxPool, Softmax
-from znni.network import INPUT, Node
+from znni.nodes import INPUT, Node
 
 _NODE_TYPES = ("input", "transfer", "sum", "maxout")
 _EDGE_TYPES = ("conv", "max_filter", "max_pool", "softmax", "dropout", "crop", "maxout", "dummy")

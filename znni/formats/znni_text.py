@@ -15,7 +15,7 @@ from znni.errors import FormatError
 from znni.formats.description import Description
 from znni.formats.text import numbered_lines, positive, positive_triple
 from znni.layers import Activation, Conv, Layer, MaxFilter, Maxout, MaxPool
-from znni.network import chain
+from znni.nodes import chain
 
 _HEADER = re.compile(r"INPUTS\s*:\s*(\d+)\s*,\s*LAYERS\s*:\s*(\d+)")
 _FORMS = {"CONV": "CONV z,y,x outputs", "POOL": "POOL z,y,x", "FOOL": "FOOL z,y,x", "MAXOUT": "MAXOUT d"}
