@@ -124,7 +124,7 @@ def test_a_primitive_that_keeps_its_word(scripted):
 
 def test_more_bytes_than_said_are_found_out(scripted):
     with pytest.raises(RunFailed, match=r"cpu\.scripted took 6\d\.\d MiB, more than the 32\.0 MiB that it said"):
-        scripted(says=32 * MIB, takes=32 * MIB)
+        scripted(says=32 * MIB, wants=32 * MIB)
 
 
 def test_wrong_values_are_found_out(scripted):
