@@ -24,6 +24,8 @@ from znni.verify import DEFAULT_TOLERANCE
 #: stay below it with room to spare.
 SLACK_BYTES = 16 << 20
 RELAYOUT = Relayout()
+#: A schedule is preferred to those before it, which hold more together, where it takes less than this share of their time.
+_BETTER = 0.995
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,17 @@ class Walk:
         )
 
     @property
+    def parts(self) -> int:
+        """Parts that the fragments of all levels are cut into, together."""
+        return prod(level.parts for level in self.levels)
+
+    @property
     def least_bytes(self) -> int:
         """Bytes that no choice of primitives can go below: plain tensors alone."""
         return max(self.live_bytes(step, PLAIN, PLAIN) for step in range(len(self.calls)))
 
     def options(self, predictor: Predictor, most_error: float) -> list[list[Option]]:
-        """For each call the options that are accurate enough, with all its repeats and all that is alive."""
+        """For each call the options that are accurate enough and not beaten, with all its repeats and all that is alive."""
         return [
             [
                 replace(
@@ -116,11 +123,17 @@ class Walk:
                     seconds=o.seconds * call.repeats,
                     step_bytes=self.live_bytes(step, o.takes, o.gives) + o.workspace_bytes,
                 )
-                for o in predictor.options(call.node.layer, call.in_shape)
-                if o.error <= most_error
+                for o in predictor.best_options(call.node.layer, call.in_shape, most_error)
             ]
             for step, call in enumerate(self.calls)
         ]
+
+    def least_s(self, predictor: Predictor, most_error: float) -> float:
+        """Seconds that no choice can go below; infinite where a call has no option."""
+        found = (
+            (call.repeats, predictor.best_options(call.node.layer, call.in_shape, most_error)) for call in self.calls
+        )
+        return sum(repeats * min((o.seconds for o in own), default=inf) for repeats, own in found)
 
     def conversions(self, predictor: Predictor) -> list[dict[tuple[str, str], Option]]:
         """For each call, and after the last, the conversions of its input from one layout to another."""
@@ -177,22 +190,32 @@ def solve_candidate(
 ) -> Solved | None:
     """The candidate's fastest schedule and choice within `budget_bytes` (arena and residents), or None where nothing fits."""
     best: Solved | None = None
-    for walk in walks(network, candidate):
-        if walk.least_bytes > budget_bytes:
+    enough = False
+    most_error = most_layer_error(network, tolerance)
+    for walk in sorted(walks(network, candidate), key=lambda walk: walk.parts):
+        if walk.least_bytes > budget_bytes or (enough and walk.parts > 1):
             continue
-        options = walk.options(predictor, most_layer_error(network, tolerance))
-        for call, own in zip(walk.calls, options, strict=True):
-            if not own and not isinstance(call.node.layer, ConvMaxPoolFragments):
-                raise InvalidShape(
-                    f"no primitive here computes layer {call.node.name} of {network.name}: {call.node.layer}"
-                )
-        if not all(options):
+        below_s = _BETTER * best.solution.seconds if best else inf
+        least_s = walk.least_s(predictor, most_error)
+        if least_s >= below_s:
+            for call in walk.calls if best is None else ():
+                _refuse_unless_computed(network, call, predictor, most_error)
             continue
-        below_s = best.solution.seconds if best else inf
-        solution = solve(options, budget_bytes, walk.conversions(predictor), below_s)
+        solution = solve(
+            walk.options(predictor, most_error), budget_bytes, walk.conversions(predictor), below_s
+        )
         if solution:
             best = Solved(candidate, walk.levels, walk.calls, solution)
+            # cutting saves nothing but memory, so where the limit does not bind there is nothing to gain
+            enough = enough or solution.seconds <= least_s / _BETTER
     return best
+
+
+def _refuse_unless_computed(network: Network, call: Call, predictor: Predictor, most_error: float) -> None:
+    layer = call.node.layer
+    fused = isinstance(layer, ConvMaxPoolFragments)  # which no network has of its own
+    if not fused and not predictor.best_options(layer, call.in_shape, most_error):
+        raise InvalidShape(f"no primitive here computes layer {call.node.name} of {network.name}: {layer}")
 
 
 def planned_layers(solved: Solved) -> list[PlannedLayer]:

@@ -12,7 +12,7 @@ from znni.layers import Layer, Shape
 from znni.layouts import layouts_of, with_layouts
 from znni.primitives import candidates, get
 from znni.primitives.base import Config, Primitive, config_key
-from znni.solve import Choice, Option
+from znni.solve import Choice, Option, undominated
 
 #: What a guess assumes of a machine whose ceilings are not known: one core of a modern desktop.
 ASSUMED_FLOP_PER_S = 5e10
@@ -54,6 +54,7 @@ class Predictor:
     ):
         self.threads, self.flop_per_s, self.bytes_per_s, self.foreign = threads, flop_per_s, bytes_per_s, foreign
         self._options: dict[tuple, list[Option]] = {}
+        self._best: dict[tuple, list[Option]] = {}
         self._exact: dict[tuple, float] = {}
         self._kindred: dict[tuple, list[tuple[float, float]]] = defaultdict(list)
         for row in measured:
@@ -62,6 +63,7 @@ class Predictor:
     def add(self, row: Measured) -> None:
         """Take one more measurement into account."""
         self._options.clear()
+        self._best.clear()
         model = self.model(get(row.primitive), row.layer, row.shape, row.config)
         size, ratio = _voxels(row.layer, row.shape), row.seconds / model
         key = config_key(row.config)
@@ -102,6 +104,13 @@ class Predictor:
                 for layouts in primitive.layouts
             ]
         return self._options[key]
+
+    def best_options(self, layer: Layer, shape: Shape, most_error: float) -> list[Option]:
+        """The candidates whose error is at most `most_error` and that no other beats in seconds and bytes."""
+        key = (layer, shape, most_error)
+        if key not in self._best:
+            self._best[key] = undominated([o for o in self.options(layer, shape) if o.error <= most_error])
+        return self._best[key]
 
     def _option(self, primitive: Primitive, layer: Layer, shape: Shape, config: Config) -> Option:
         memory = primitive.memory(layer, shape, config, self.threads)

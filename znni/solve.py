@@ -11,7 +11,7 @@ Oyama et al., CLUSTER 2018.)
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from znni.layouts import PLAIN
@@ -79,6 +79,11 @@ def _front(entries: Sequence[_Entry]) -> list[_Entry]:
     return front
 
 
+def _fastest(entries: Sequence[_Entry]) -> list[_Entry]:
+    """The entry of least seconds alone."""
+    return [min(entries, key=lambda e: (e[1], e[0]))]
+
+
 def smallest_bytes(nodes: Sequence[Sequence[Option]]) -> int:
     """A number of bytes that surely holds some choice of plain layouts: all nodes at their least resident, then least step."""
     least = []
@@ -139,14 +144,20 @@ def solve(
         if sum(min(o.seconds for o in own) for own in allowed) >= below_s:
             break  # nor is it faster
         between = [{k: o for k, o in own.items() if o.step_bytes <= level} for own in conversions]
-        found = _path(allowed, between, limit_bytes - level)
+        # the fastest path of all may fit as it is; only where it does not is there something to weigh
+        found = _path(allowed, between, sys.maxsize, _fastest)
+        if found and found.resident_bytes > limit_bytes - level:
+            found = found.seconds < below_s and _path(allowed, between, limit_bytes - level, _front)
         if found and found.seconds < below_s:
             best, below_s = found, found.seconds
     return best
 
 
 def _path(
-    nodes: Sequence[Sequence[Option]], conversions: Sequence[Conversions], resident_limit: int
+    nodes: Sequence[Sequence[Option]],
+    conversions: Sequence[Conversions],
+    resident_limit: int,
+    kept: Callable[[Sequence[_Entry]], list[_Entry]],
 ) -> Solution | None:
     fronts: dict[str, list[_Entry]] = {PLAIN: [(0, 0.0, None)]}
     for own, before in zip(nodes, conversions, strict=False):
@@ -156,7 +167,7 @@ def _path(
                 if resident + o.resident_bytes <= resident_limit:
                     entry = (resident + o.resident_bytes, seconds + o.seconds, (o, conversion, path))
                     merged.setdefault(o.gives, []).append(entry)
-        fronts = {layout: _front(entries) for layout, entries in merged.items()}
+        fronts = {layout: kept(entries) for layout, entries in merged.items()}
     ends = _arriving(fronts, conversions[-1], PLAIN, resident_limit)
     if not ends:
         return None
