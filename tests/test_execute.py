@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import znni
+from znni import geometry
 from znni.candidate import Candidate, plan_of, solve_candidate
 from znni.default_plan import default_plan
 from znni.errors import InvalidShape
@@ -72,3 +73,11 @@ def test_predicted_program_bytes_are_what_it_takes():
     program = plan.program()
     assert program.arena_bytes <= plan.memory["arena_bytes"]
     assert program.resident_bytes == plan.memory["resident_bytes"]
+
+
+@pytest.mark.parametrize("name", ["n337", "n926"])
+def test_published_networks_equal_the_reference(name):
+    network = znni.load(name, seed=1, width=8)
+    output = network.step
+    x = np.random.default_rng(0).standard_normal((1, 1, *geometry.input_size(output, network.field_of_view)), np.float32)
+    assert relative_l2(planned(network, output, "fragments").run(x), network.reference(x)) < 2e-5

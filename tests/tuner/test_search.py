@@ -165,3 +165,28 @@ def _marked(mark) -> list[str]:
         except OSError:
             continue
     return found
+
+
+def test_where_no_plan_keeps_the_tolerance_more_accurate_layers_are_tried(tmp_path, network, monkeypatch):
+    seen = []
+
+    def judged(plan, **_):
+        seen.append(plan.digest)
+        passed = len(seen) > 1 and plan.digest != seen[0]
+        return {
+            "reference": "none", "max_abs_error": 1.0, "relative_l2": 1e-6 if passed else 1.0, "tolerance": 2e-5,
+            "passed": passed,
+        }  # fmt: skip
+
+    monkeypatch.setattr("tuner.search.verify", judged)
+    monkeypatch.setattr("tuner.search._Search._outer", lambda self, space, start: None)
+    monkeypatch.setattr("znni.primitives.cpu_direct.CpuDirect.error", lambda *_: 1e-7)
+    with Store(tmp_path / "store.db") as store:
+        request = replace(REQUEST, budget_s=2.0, output=(8, 8, 8))
+        plan = tune(network, request, store)
+    assert plan.verification["passed"] and len(set(seen)) > 1
+
+
+def test_foreign_primitives_are_for_those_who_ask(network):
+    machine = _machine()
+    assert REQUEST.digest(network, machine) != replace(REQUEST, foreign=True).digest(network, machine)
