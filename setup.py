@@ -1,7 +1,8 @@
 """Builds the Cython kernels of pyx/ into znni._kernels (metadata lives in setup.cfg).
 
 ZNNI_MARCH picks the CPU that is built for (gcc's -march, default "native"). What the compiler was allowed to use is
-written beside the kernels, so that importing them on a lesser CPU fails with a sentence.
+written beside the kernels, so that importing them on a lesser CPU fails with a sentence. ZNNI_CFLAGS adds flags for compiler
+and linker, such as a sanitizer's; the last one counts.
 """
 
 import hashlib
@@ -17,9 +18,10 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 MARCH = os.environ.get("ZNNI_MARCH", "native")
+EXTRA_FLAGS = shlex.split(os.environ.get("ZNNI_CFLAGS", ""))
 FLAGS = [
     "-O3", f"-march={MARCH}", "-fopenmp", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi",
-    "-Wno-unused-function",
+    "-Wno-unused-function", *EXTRA_FLAGS,
 ]  # fmt: skip
 
 
@@ -68,7 +70,7 @@ extensions = [
         include_dirs=["pyx"],
         depends=[str(p.relative_to(ROOT)) for p in sorted((ROOT / "pyx").iterdir()) if p.suffix in (".h", ".pxd")],
         extra_compile_args=FLAGS,
-        extra_link_args=["-fopenmp"],
+        extra_link_args=["-fopenmp", *EXTRA_FLAGS],
     )
     for path in sorted((ROOT / "pyx").glob("*.pyx"))
 ]

@@ -4,7 +4,8 @@
 Form "channels": the lanes are output channels, a block is two vectors of them times a few voxels, and each input voxel
 is broadcast; voxels may lie anywhere, so any stride fills the registers, and so does any tiny volume. Form "voxels":
 the lanes are consecutive x voxels, a block is up to four output channels times a few vectors, and each weight is
-broadcast; it takes few output channels, and stores its sums without a transposition.
+broadcast; it takes few output channels, and stores its sums without a transposition. Form "channels" reads and writes
+either layout: a term is but an offset into the input, and sums are blocked already; form "voxels" is for the plain one.
 
 The blocking is that of a matrix product (Goto and van de Geijn, ACM TOMS 34(3), 2008): a chunk of points stays in the
 caches while spans of terms pass over it, and a span's weights stay in L1 while the chunk passes over them. Each span is
@@ -13,7 +14,10 @@ summed by itself and then added to those before, which also keeps float32 errors
 
 from cython.parallel cimport prange, threadid
 from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memmove, memset
+
+from direct_arrays cimport read_from, write_to
 
 cdef extern from "direct_kernel.h" nogil:
     const int ZN_LANES
@@ -30,8 +34,10 @@ cdef extern from "direct_kernel.h" nogil:
     void zn_direct_store_channels(
         const float *sums, long width, long points, int channels, float *out, long out_channel,
         int code, float a, float b)
+    void zn_direct_store_lanes(
+        const float *sums, long width, long points, int channels, float *out, int stream, int code, float a, float b)
     void zn_direct_store_voxels(const float *sums, float *out, long n, int stream, int code, float a, float b)
-    void zn_direct_stream_end()
+    void zn_stream_end()
 
 #: Floats in a vector of this build.
 LANES = ZN_LANES
@@ -57,7 +63,7 @@ cdef struct Problem:
     float *out
     const float *weight
     const float *bias
-    const ptrdiff_t *term  # where the terms of one span lie from the voxel they are for
+    const ptrdiff_t *term  # where the terms lie from the voxel they are for
     # a span is `span_channels` channels, or one of the `parts` of a single one
     Py_ssize_t kernel_terms, span_channels, span_terms, parts, spans
     # output channels: `units` (vectors of them, or single ones) dealt evenly to `blocks`, of which a task has one of
@@ -67,7 +73,7 @@ cdef struct Problem:
     # to a task
     Py_ssize_t chunk, rows, lines, pieces
     Py_ssize_t table_bytes, row
-    bint in_place, stream
+    bint in_place, stream, lanes_out  # "channels": the output is blocked
     int code
     float a, b
 
@@ -101,6 +107,8 @@ cdef void channels_task(const Problem *p, Py_ssize_t task, char *scratch) noexce
     cdef ptrdiff_t *point = <ptrdiff_t *> scratch
     cdef const float *bias
     cdef float *sums = <float *> (scratch + p.table_bytes)
+    cdef float *held
+    cdef float *out
     row, x, i = first // p.x, first % p.x, 0
     while i < points:
         at = start_of(p, row) + (x - i) * p.in_x
@@ -123,7 +131,7 @@ cdef void channels_task(const Problem *p, Py_ssize_t task, char *scratch) noexce
                 else:
                     bias = NULL
                 zn_direct_channels(
-                    width, p.src + channel * p.in_channel, point, points, p.term + term, terms,
+                    width, p.src, point, points, p.term + channel * p.kernel_terms + term, terms,
                     p.weight + (unit * whole + (channel * p.kernel_terms + term) * width) * ZN_LANES, bias,
                     sums + (block - lead) * p.row)
         for block in range(lead, stop):
@@ -135,13 +143,21 @@ cdef void channels_task(const Problem *p, Py_ssize_t task, char *scratch) noexce
                 while i < points:
                     batch = (first + i) // volume
                     n = min(points - i, (batch + 1) * volume - first - i)
-                    zn_direct_store_channels(
-                        sums + (block - lead) * p.row + (i * width + k) * ZN_LANES, width * ZN_LANES, n,
-                        min(ZN_LANES, p.out_channels - channel),
-                        p.out + batch * p.out_batch + channel * p.out_channel + first + i - batch * volume,
-                        p.out_channel, p.code, p.a, p.b)
+                    held = sums + (block - lead) * p.row + (i * width + k) * ZN_LANES
+                    out = p.out + batch * p.out_batch + channel * p.out_channel
+                    at = first + i - batch * volume
+                    if p.lanes_out:
+                        zn_direct_store_lanes(
+                            held, width * ZN_LANES, n, min(ZN_LANES, p.out_channels - channel), out + at * ZN_LANES,
+                            p.stream, p.code, p.a, p.b)
+                    else:
+                        zn_direct_store_channels(
+                            held, width * ZN_LANES, n, min(ZN_LANES, p.out_channels - channel), out + at,
+                            p.out_channel, p.code, p.a, p.b)
                     i += n
         lead = stop
+    if p.stream:
+        zn_stream_end()
 
 
 cdef inline Py_ssize_t squeeze(
@@ -221,7 +237,7 @@ cdef void voxels_task(const Problem *p, Py_ssize_t task, char *scratch) noexcept
         for span in range(p.spans):
             terms = terms_of(p, span, &channel, &term)
             zn_direct_voxels(
-                width, p.src + channel * p.in_channel, point, place, points, p.term + term, terms,
+                width, p.src, point, place, points, p.term + channel * p.kernel_terms + term, terms,
                 p.weight + unit * whole + (channel * p.kernel_terms + term) * width, bias, sums, p.row)
             bias = NULL
         for k in range(width):
@@ -237,7 +253,7 @@ cdef void voxels_task(const Problem *p, Py_ssize_t task, char *scratch) noexcept
                     n, p.stream, p.code, p.a, p.b)
                 i += n
     if p.stream:
-        zn_direct_stream_end()
+        zn_stream_end()
 
 
 cdef void run(const Problem *p, bint voxels, int threads, char *scratch, Py_ssize_t scratch_bytes) noexcept nogil:
@@ -281,14 +297,13 @@ cdef void pad_slab(
                 to = to + row
 
 
-def convolve(const float[:, :, :, :, ::1] x, float[:, :, :, :, ::1] out, const unsigned char[::1] resident,
-             unsigned char[::1] workspace, plan):
+def convolve(x, out, const unsigned char[::1] resident, unsigned char[::1] workspace, plan):
     """Compute `out` from `x`.
 
     Parameters
     ----------
-    x : float32, (batch, in channels, z, y, x)
-    out : float32, (batch, out channels, z, y, x)
+    x : float32, (batch, in channels, z, y, x), or that in the blocked layout
+    out : float32, (batch, out channels, z, y, x), or that in the blocked layout
     resident : uint8, ``plan.resident_bytes`` of bias, term offsets and packed weights, 64-byte aligned
     workspace : uint8, at least ``plan.workspace_bytes``, 64-byte aligned
     plan : `znni.primitives.cpu_direct.Blocking`
@@ -296,52 +311,61 @@ def convolve(const float[:, :, :, :, ::1] x, float[:, :, :, :, ::1] out, const u
 
     Raises
     ------
-    ValueError
+    ValueError, TypeError
         Where an array is of another type, or shorter than the plan says.
     """
     cdef Problem p
-    cdef bint voxels = plan.form == "voxels", padded = plan.slab_z > 0
+    cdef bint voxels = plan.voxels, padded = plan.slab_z > 0
     cdef int threads = plan.threads
-    cdef Py_ssize_t scratch_bytes = plan.scratch_bytes, batch = x.shape[0], b, z, stride_z = plan.stride_z
-    cdef Py_ssize_t slab_batch = plan.slab_batch, slab_z = plan.slab_z, planes = plan.slab_planes, margin
+    cdef Py_ssize_t scratch_bytes = plan.scratch_bytes, batch, channels, in_z, in_y, in_x, out_z = out.shape[2], b, z
+    cdef Py_ssize_t slab_batch = plan.slab_batch, slab_z = plan.slab_z, planes = plan.slab_planes
+    cdef Py_ssize_t stride_z = plan.stride_z, out_plane = out.shape[3] * out.shape[4], margin, element
     cdef Py_ssize_t pad_z = plan.padding[0], pad_y = plan.padding[1], pad_x = plan.padding[2]
+    cdef const float *source = read_from(x)
+    cdef float *target = write_to(out)
     cdef char *scratch = <char *> &workspace[0]
     cdef float *slab = <float *> (scratch + threads * scratch_bytes)
     if workspace.shape[0] < plan.workspace_bytes or resident.shape[0] < plan.resident_bytes:
         raise ValueError("workspace or resident array is smaller than the plan says")
-    p.in_channels, p.out_channels, p.batch = x.shape[1], out.shape[1], batch
+    # a blocked array is one of as many channels as it has blocks, whose voxels are ZN_LANES floats
+    batch, channels, in_z, in_y, in_x = x.shape[:5]
+    in_x, pad_x = in_x * <Py_ssize_t> plan.in_lanes, pad_x * <Py_ssize_t> plan.in_lanes
+    p.lanes_out = plan.out_lanes > 1
+    p.in_channels, p.out_channels, p.batch = plan.in_channels, plan.out_channels, batch
     p.z, p.y, p.x = plan.size
     p.in_batch, p.in_channel, p.in_z, p.in_y, p.in_x = plan.in_steps
-    p.out_channel = out.shape[2] * out.shape[3] * out.shape[4]
-    p.out_batch = p.out_channels * p.out_channel
+    p.out_channel = out_z * out_plane
+    p.out_batch = <Py_ssize_t> out.shape[1] * <Py_ssize_t> plan.out_lanes * p.out_channel
     p.kernel_terms, p.span_channels, p.span_terms = plan.kernel_terms, plan.span_channels, plan.span_terms
     p.units, p.blocks, p.splits = plan.units, plan.blocks, plan.splits
     p.chunk, p.rows, p.lines, p.pieces = plan.chunk, plan.rows, plan.lines, plan.pieces
-    p.table_bytes, p.row, p.in_place, p.stream = plan.table_bytes, plan.row, plan.in_place, plan.stream
+    p.table_bytes, p.row, p.in_place = plan.table_bytes, plan.row, plan.in_place
+    # lanes are streamed as they are, which their array must be aligned for
+    p.stream = plan.stream and not (p.lanes_out and <uintptr_t> target % (ZN_LANES * sizeof(float)))
     p.code, p.a, p.b = plan.activation.code, plan.activation.a, plan.activation.b
     p.parts, p.spans, p.group = plan.parts, plan.spans, plan.group
     p.weight = <const float *> &resident[<Py_ssize_t> plan.weight_at]
     p.bias = <const float *> &resident[<Py_ssize_t> plan.bias_at]
     p.term = <const ptrdiff_t *> &resident[<Py_ssize_t> plan.term_at]
-    p.src, p.out = &x[0, 0, 0, 0, 0], &out[0, 0, 0, 0, 0]
+    p.src, p.out = source, target
     # how far the last term of a vector that is read lies from the first
-    margin = (p.in_channels - 1) * p.in_channel + plan.last_term
+    margin = plan.last_term
     with nogil:
         if not padded:
             p.last_start = batch * p.in_batch - margin - ZN_LANES
             run(&p, voxels, threads, scratch, scratch_bytes)
         else:
-            p.src = slab
+            p.src, element = slab, channels * in_z * in_y * in_x
             b = 0
             while b < batch:
                 p.batch = min(slab_batch, batch - b)
                 p.last_start = p.batch * p.in_batch - margin  # a slab ends with a vector to spare
                 z = 0
-                while z < out.shape[2]:
-                    p.z = min(slab_z, out.shape[2] - z)
-                    p.out = &out[b, 0, z, 0, 0]
-                    pad_slab(&x[b, 0, 0, 0, 0], slab, p.batch, p.in_channels, planes, z * stride_z - pad_z,
-                             x.shape[2], x.shape[3], x.shape[4], pad_y, pad_x, threads)
+                while z < out_z:
+                    p.z = min(slab_z, out_z - z)
+                    p.out = target + b * p.out_batch + z * out_plane * (ZN_LANES if p.lanes_out else 1)
+                    pad_slab(source + b * element, slab, p.batch, channels, planes, z * stride_z - pad_z,
+                             in_z, in_y, in_x, pad_y, pad_x, threads)
                     run(&p, voxels, threads, scratch, scratch_bytes)
                     z += slab_z
                 b += slab_batch

@@ -9,9 +9,8 @@
 #define ZNNI_DIRECT_KERNEL_H
 #include <stddef.h>
 #include "activation.h"
-#if defined(__SSE__)
-#include <immintrin.h>
-#endif
+#include "direct_keep.h"
+#include "streaming.h"
 
 #if defined(__AVX512F__) /* 32 vector registers, else 16 */
 #define ZN_DIRECT_SUMS 24
@@ -22,17 +21,6 @@
 #endif
 #define ZN_DIRECT_VECTORS 2  /* the most vectors of channels of a block of form "channels" */
 #define ZN_DIRECT_CHANNELS 4 /* the most output channels of a block of form "voxels" */
-#define ZN_INLINE static inline __attribute__((always_inline))
-#define ZN_UNROLL _Pragma("GCC unroll 32")
-
-/* Keeps a vector with several uses in its register: gcc would rather load it again for every use. */
-ZN_INLINE void zn_direct_keep(zn_vec *v) {
-#if defined(__AVX512F__)
-    __asm__("" : "+v"(*v));
-#elif defined(__SSE__)
-    __asm__("" : "+x"(*v));
-#endif
-}
 
 /* Points in a block whose other side (vectors of channels, or channels) is `side`. */
 ZN_INLINE int zn_direct_points(int side) {
@@ -159,23 +147,24 @@ static void zn_direct_store_channels(const float *sum, long width, long points, 
     }
 }
 
-/* Stores an aligned vector past the caches, where the CPU can: what is not read soon need not be fetched first. */
-ZN_INLINE void zn_direct_stream(float *out, zn_vec v) {
-#if defined(__AVX512F__)
-    _mm512_stream_ps(out, (__m512)v);
-#elif defined(__AVX__)
-    _mm256_stream_ps(out, (__m256)v);
-#elif defined(__SSE__)
-    _mm_stream_ps(out, (__m128)v);
-#else
-    zn_store(out, v);
-#endif
+/* out[p * ZN_LANES + l] = activation(sum[p * width + l]), zero in lanes beyond `channels`; where it is to `stream`,
+ * `out` is aligned to a vector. */
+ZN_INLINE void zn_direct_store_lanes_of(const float *sum, long width, long points, int channels, float *out,
+                                        const int stream, const int code, float a, float b) {
+    zn_ivec lanes;
+    for (int l = 0; l < ZN_LANES; l++) lanes[l] = -(l < channels);
+    for (long p = 0; p < points; p++) {
+        const zn_vec v = (zn_vec)((zn_ivec)zn_activate(zn_load(sum + p * width), code, a, b) & lanes);
+        if (stream) zn_stream(out + p * ZN_LANES, v);
+        else zn_store(out + p * ZN_LANES, v);
+    }
 }
-/* Orders this thread's streamed stores before what it stores next. */
-ZN_INLINE void zn_direct_stream_end(void) {
-#if defined(__SSE__)
-    _mm_sfence();
-#endif
+static void zn_direct_store_lanes(const float *sum, long width, long points, int channels, float *out, int stream,
+                                  int code, float a, float b) {
+    if (code == ZN_RELU && stream) zn_direct_store_lanes_of(sum, width, points, channels, out, 1, ZN_RELU, a, b);
+    else if (code == ZN_RELU) zn_direct_store_lanes_of(sum, width, points, channels, out, 0, ZN_RELU, a, b);
+    else if (stream) zn_direct_store_lanes_of(sum, width, points, channels, out, 1, code, a, b);
+    else zn_direct_store_lanes_of(sum, width, points, channels, out, 0, code, a, b);
 }
 
 ZN_INLINE void zn_direct_store_some(const float *sum, float *out, long n, int code, float a, float b) {
@@ -191,7 +180,7 @@ ZN_INLINE void zn_direct_store_run(const float *sum, float *out, long n, int str
         i = past ? ZN_LANES - past : 0;
         if (i > n) i = n;
         zn_direct_store_some(sum, out, i, code, a, b);
-        for (; i + ZN_LANES <= n; i += ZN_LANES) zn_direct_stream(out + i, zn_activate(zn_load(sum + i), code, a, b));
+        for (; i + ZN_LANES <= n; i += ZN_LANES) zn_stream(out + i, zn_activate(zn_load(sum + i), code, a, b));
     } else
         for (; i + ZN_LANES <= n; i += ZN_LANES) zn_store(out + i, zn_activate(zn_load(sum + i), code, a, b));
     if (i < n) zn_direct_store_some(sum + i, out + i, n - i, code, a, b);

@@ -241,7 +241,8 @@ static inline void zn_fft_lines(const zn_fft *plan, const zn_lines *source, cons
     switch (plan->n) {
     case 1:
         for (long l = 0; l < lines; l++) {
-            const zn_vec re = zn_load(source->re + l * source->next), im = zn_load(source->im + l * source->next);
+            zn_vec re = zn_splat(0.0f), im = re;
+            if (source->count) re = zn_load(source->re + l * source->next), im = zn_load(source->im + l * source->next);
             zn_store(target->re + l * target->next, re), zn_store(target->im + l * target->next, im);
         }
         break;

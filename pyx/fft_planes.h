@@ -28,9 +28,16 @@ static inline void zn_stream_fence(void) {
 /* Columns that are kept of one kx. */
 static inline int zn_plane_columns(int nx, int ny, int kx) { return kx == 0 || 2 * kx == nx ? ny / 2 + 1 : ny; }
 
-/* Z to columns: *twice* the spectra of a and, unless `alone`, b. */
-static inline void zn_planes_split(int nx, int ny, const float *z, long width, int alone, float *columns, long step) {
-    for (int kx = 0; kx <= nx / 2; kx++) {
+/* Columns before those of kx; of kx = nx / 2 + 1: all that there are. */
+static inline long zn_columns_before(int nx, int ny, int kx) {
+    const long mirrored = (kx > 0) + (nx % 2 == 0 && kx > nx / 2);
+    return (kx - mirrored) * (long)ny + mirrored * (ny / 2 + 1);
+}
+
+/* Z to columns of first <= kx < last: *twice* the spectra of a and, unless `alone`, b. */
+static inline void zn_planes_split(int nx, int ny, int first, int last, const float *z, long width, int alone,
+                                   float *columns, long step) {
+    for (int kx = first; kx < last; kx++) {
         const int count = zn_plane_columns(nx, ny, kx);
         const float *p = z + kx * width, *mirror = z + (kx ? nx - kx : 0) * width, *m = mirror;
         for (int ky = 0; ky < count; ky++, p += ZN_POINT, columns += step) {
@@ -58,6 +65,11 @@ static inline void zn_planes_merge(int nx, int ny, const float *columns, long st
             m = mirror + (ny - 1 - ky) * ZN_POINT;
         }
     }
+}
+
+/* Zeros for points `step` floats apart. */
+static inline void zn_points_clear(float *points, long step, int count) {
+    for (long i = 0; i < count; i++) memset(points + i * step, 0, ZN_POINT * sizeof(float));
 }
 
 /* Points that lie as in scratch, times a factor. */

@@ -53,12 +53,13 @@ static inline __attribute__((always_inline)) void zn_transpose(zn_vec *v) {
 }
 
 /* Voxels x = 0 .. count - 1 of every row, `stride` floats apart, to vectors `step` floats apart. Row l starts at
- * row[l] + offset. Whole blocks are read, so up to ZN_LANES - 1 floats past a row; `last` is the row that lies highest,
- * and what is at or after `end` is not touched, and reads as zero. */
-static inline void zn_rows_load(const float *const *row, const float *last, long offset, const float *end, int count,
-                                int stride, float *to, long step) {
+ * row[l] + offset. Whole blocks are read, so up to ZN_LANES - 1 floats past a row; `lowest` and `highest` are the rows
+ * that lie so, and what is before `begin`, or at or after `end`, is not touched, and reads as zero. */
+static inline void zn_rows_load_within(const float *const *row, const float *lowest, const float *highest, long offset,
+                                       const float *begin, const float *end, int count, int stride, float *to,
+                                       long step) {
     const long span = (long)(count - 1) * stride + 1;
-    const int inside = end - (last + offset) >= span + ZN_LANES - 1;
+    const int inside = lowest + offset >= begin && end - (highest + offset) >= span + ZN_LANES - 1;
     for (long x = 0; x < span; x += ZN_LANES) {
         zn_vec v[ZN_LANES];
         if (inside) {
@@ -66,9 +67,10 @@ static inline void zn_rows_load(const float *const *row, const float *last, long
             for (int l = 0; l < ZN_LANES; l++) v[l] = zn_load(row[l] + offset + x);
         } else
             for (int l = 0; l < ZN_LANES; l++) {
-                const long left = end - (row[l] + offset + x);
+                const float *p = row[l] + offset + x;
+                const long skip = p < begin ? begin - p : 0, left = end - p < ZN_LANES ? end - p : ZN_LANES;
                 float some[ZN_LANES] = {0};
-                if (left > 0) memcpy(some, row[l] + offset + x, (left < ZN_LANES ? left : ZN_LANES) * sizeof(float));
+                if (left > skip) memcpy(some + skip, p + skip, (left - skip) * sizeof(float));
                 v[l] = zn_load(some);
             }
         zn_transpose(v);
@@ -83,6 +85,11 @@ static inline void zn_rows_load(const float *const *row, const float *last, long
             for (long i = (stride - x % stride) % stride; i < ZN_LANES && x + i < span; i += stride)
                 zn_store(to + (x + i) / stride * step, v[i]);
     }
+}
+/* The same where every row begins within its array. */
+static inline void zn_rows_load(const float *const *row, const float *last, long offset, const float *end, int count,
+                                int stride, float *to, long step) {
+    zn_rows_load_within(row, last, last, offset, NULL, end, count, stride, to, step);
 }
 
 /* Asks for the cache lines of `floats` floats of every row. */

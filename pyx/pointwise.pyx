@@ -2,11 +2,18 @@
 """What is computed voxel by voxel: softmax and maxout over channels, and activations."""
 from cython.parallel cimport prange
 
+from direct_arrays cimport read_from
+
 
 cdef extern from "pointwise.h" nogil:
     int ZN_GROUP
     void zn_softmax(const float *x, float *out, long channels, long voxels, long first, long last)
     void zn_bias_activate(float *y, long n, float bias, int code, float a, float b)
+
+
+cdef extern from "relayout.h" nogil:
+    int ZN_LANES
+    void zn_to_plain(const float *x, float *to, long pitch, int channels, long first, long last)
 
 
 cdef extern from "maximum.h" nogil:
@@ -17,14 +24,27 @@ cdef enum:
     CHUNK = 4096             # voxels of maxout and activations that are done together
 
 
-def softmax(const float[:, :, :, :, ::1] x, float[:, :, :, :, ::1] out, long threads):
-    """exp(x_c - max x) / sum_c exp(x_c - max x), voxel by voxel."""
-    cdef long channels = x.shape[1], voxels = x.shape[2] * x.shape[3] * x.shape[4]
-    cdef long groups = (voxels + ZN_GROUP - 1) // ZN_GROUP, jobs = x.shape[0] * groups, job, b, first
+cdef void softmax_group(const float *x, float *out, long channels, long voxels, long first, bint blocked) noexcept nogil:
+    """A group of voxels from `first` on, of one batch element; blocked ones are made plain in `out`, then worked on there."""
+    cdef long last = min(first + ZN_GROUP, voxels), block
+    if blocked:
+        for block in range((channels + ZN_LANES - 1) // ZN_LANES):
+            zn_to_plain(x + block * voxels * ZN_LANES, out + block * ZN_LANES * voxels + first, voxels,
+                        <int> min(<long> ZN_LANES, channels - block * ZN_LANES), first, last)
+        x = out
+    zn_softmax(x, out, channels, voxels, first, last)
+
+
+def softmax(x, float[:, :, :, :, ::1] out, long threads):
+    """exp(x_c - max x) / sum_c exp(x_c - max x), voxel by voxel, of a plain or blocked x."""
+    cdef const float *source = read_from(x)
+    cdef bint blocked = x.ndim == 6
+    cdef long channels = out.shape[1], voxels = out.shape[2] * out.shape[3] * out.shape[4]
+    cdef long floats = x.shape[1] * voxels * (ZN_LANES if blocked else 1)
+    cdef long groups = (voxels + ZN_GROUP - 1) // ZN_GROUP, jobs = out.shape[0] * groups, job
     for job in prange(jobs, nogil=True, num_threads=threads, schedule="static"):
-        b = job // groups
-        first = job % groups * ZN_GROUP
-        zn_softmax(&x[b, 0, 0, 0, 0], &out[b, 0, 0, 0, 0], channels, voxels, first, min(first + ZN_GROUP, voxels))
+        softmax_group(source + job // groups * floats, &out[job // groups, 0, 0, 0, 0], channels, voxels,
+                      job % groups * ZN_GROUP, blocked)
 
 
 def maxout(const float[:, :, :, :, ::1] x, float[:, :, :, :, ::1] out, long threads):

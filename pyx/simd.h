@@ -25,4 +25,11 @@ static inline zn_vec zn_select(zn_ivec m, zn_vec a, zn_vec b) {
     return (zn_vec)(((zn_ivec)a & m) | ((zn_ivec)b & ~m));
 }
 static inline zn_vec zn_max(zn_vec a, zn_vec b) { return zn_select(a > b, a, b); }
+
+/* Keeps the compiler from loading a vector anew for each of its uses: as many loads as there are products. */
+#ifdef __x86_64__
+#define ZN_IN_REGISTER(V) __asm__("" : "+v"(V))
+#else
+#define ZN_IN_REGISTER(V)
+#endif
 #endif

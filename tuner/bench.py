@@ -9,10 +9,10 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
 from tuner.bench_record import Recorder, check_json_target, describe_run, save_json
-from tuner.bench_rows import layer_rows, rows_text
+from tuner.bench_rows import layer_rows, rows_text, skipped_rows
 from tuner.console import StatusLine, print_json
 from tuner.contender import layer_spec
-from tuner.contest import Contender, failed, rounds
+from tuner.contest import HOPELESS, Contender, failed, rounds
 from tuner.layer_string import layer_text, looks_like_layer, parse_layer
 from tuner.measure import network_source
 from tuner.peers import ALL, NONE, parse_peers, why_not
@@ -40,7 +40,8 @@ NETWORK_LIMIT_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Job:
-    """One layer to time, and by what. `config` is that of its only primitive, where it was given."""
+    """One layer to time, and by what. `named`: the primitives were named, so all are timed; `config` is that of its only
+    primitive, where it was given."""
 
     layer: Layer
     shape: Shape
@@ -48,6 +49,7 @@ class Job:
     primitives: tuple[Primitive, ...]
     peers: tuple[str, ...]
     seconds: float
+    named: bool = False
     config: dict | None = None
 
     @property
@@ -100,7 +102,7 @@ def bench(args: argparse.Namespace) -> int:
         config = _config(args, primitives)
         taking_part = tuple(peer for peer in peers if why_not(peer, layer) is None)
         if primitives or taking_part:
-            jobs.append(Job(layer, shape, threads, primitives, taking_part, args.seconds, config))
+            jobs.append(Job(layer, shape, threads, primitives, taking_part, args.seconds, bool(args.primitive), config))
     if not any(job.primitives for job in jobs) and (not jobs or args.primitive not in (None, NONE)):
         _refuse(args.primitive, *layers[0])
     if args.output:
@@ -143,19 +145,19 @@ def _layers(args: argparse.Namespace, threads: int) -> tuple[list[tuple[Layer, S
 
 
 def _layers_of_network(args: argparse.Namespace, threads: int) -> list[tuple[Layer, Shape]]:
-    """Each distinct layer of a network, in the shapes of its default plan."""
+    """Each distinct layer of a network, in the shapes of its default plan's calls."""
     from znni.default_plan import default_plan
     from znni.load import load
-    from znni.network import shapes_through
+    from znni.schedule import calls_of, loops_of
 
     network = load(args.what, weights=args.weights, seed=args.weights_seed, width=args.width)
     with Worker() as fresh:  # this process may hold more than `znni-tune run` will
         baseline = fresh.call("baseline", {"network": network_source(network)}, timeout_s=120.0)["resident_bytes"]
     limit = args.memory or NETWORK_LIMIT_BYTES
     plan = default_plan(network, memory_bytes=limit, threads=threads, baseline_bytes=baseline)
-    nodes = network.lowered(plan.pooling)
-    shapes = shapes_through(nodes, plan.input_shape(network.in_channels))
-    return list(dict.fromkeys((node.layer, shapes[node.inputs[0]]) for node in nodes))
+    nodes = network.lowered(plan.pooling, plan.levels)
+    calls = calls_of(nodes, loops_of(nodes, plan.levels), plan.input_shape(network.in_channels))
+    return list(dict.fromkeys((call.node.layer, call.in_shape) for call in calls))
 
 
 def _primitives(named: str | None, layer: Layer, shape: Shape) -> tuple[Primitive, ...]:
@@ -195,7 +197,7 @@ def bench_layer(job: Job, predictor: Predictor, ceilings: Ceilings, recorder: Re
             stack.callback(contender.close)
             return contender
 
-        chosen = _chosen(job, predictor, line)
+        chosen, skipped = _chosen(job, predictor, line)
         stays = job.bytes_together(chosen) < _SHARE_OF_FREE * available_bytes()
         ours = [enter(entry_name(p, config), stays, primitive=p.name, config=config) for p, config in chosen]
         theirs = [enter(peer, stays, peer=peer) for peer in job.peers]
@@ -213,28 +215,36 @@ def bench_layer(job: Job, predictor: Predictor, ceilings: Ceilings, recorder: Re
             line.show(f"{job.text}: checking {contender.name}")
             contender.check()
         recorder.finish(everyone)
-        return layer_rows(job, ceilings, ours, theirs)
+        return layer_rows(job, ceilings, ours, theirs) + skipped_rows(job, skipped)
 
 
-def _chosen(job: Job, predictor: Predictor, line: StatusLine) -> list[tuple[Primitive, dict]]:
-    """Each primitive with the config it competes with, in each of its layouts."""
+def _chosen(
+    job: Job, predictor: Predictor, line: StatusLine
+) -> tuple[list[tuple[Primitive, dict]], list[tuple[Primitive, float]]]:
+    """Each primitive with the config it competes with, in each of its layouts; and those that would be hopeless by their
+    arithmetic alone, with how many times slower than the best they would be."""
     if job.config is not None:
-        return [(job.primitives[0], job.config)]
+        return [(job.primitives[0], job.config)], []
 
     def guess(primitive: Primitive) -> float:
         configs = primitive.configs(job.layer, job.shape)
         return min(predictor.seconds(primitive, job.layer, job.shape, config)[0] for config in configs)
 
-    chosen = []
+    chosen, skipped = [], []
     scout = Scout(job.layer, job.shape, job.threads, predictor)
-    share_s = job.seconds * _SHARE_OF_SCOUTS / max(1, len(job.primitives))
+    left_s = job.seconds * _SHARE_OF_SCOUTS
     try:
         for primitive in sorted(job.primitives, key=guess):  # the fastest first: it tells which are hopeless
+            times = guess(primitive) / scout.best_s if scout.best_s else 1.0
+            if times > HOPELESS and not job.named:
+                skipped.append((primitive, times))
+                continue
             line.show(f"{job.text}: configs of {primitive.name}")
-            chosen += [(primitive, config) for config in scout.choose(primitive, share_s)]
+            chosen += [(primitive, config) for config in scout.choose(primitive, left_s / 2)]
+            left_s /= 2
     finally:
         scout.close()
-    return chosen
+    return chosen, skipped
 
 
 def entry_name(primitive: Primitive, config: dict) -> str:

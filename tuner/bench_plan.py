@@ -11,11 +11,11 @@ import argparse
 import math
 from contextlib import ExitStack
 
-from tuner.bench_record import RATE_FLOP, RATE_LAYER, RATE_SHAPE, Recorder
+from tuner.bench_record import RATE_FLOP, RATE_LAYER, RATE_SHAPE, Recorder, check_json_target, describe_run, save_json
 from tuner.console import StatusLine, print_json
 from tuner.contender import layer_spec, plan_spec
 from tuner.contest import TURN_S, Contender, failed, middle, rounds
-from tuner.peers import variants
+from tuner.peers import library_of
 from tuner.units import bytes_text, digits
 from znni.errors import RunFailed, ZnniError
 from znni.machine import this_machine
@@ -32,10 +32,12 @@ def bench_plan(args: argparse.Namespace, peers: tuple[str, ...]) -> int:
     """The command for a plan file."""
     from tuner.commands import load_plan
 
-    other = [peer for peer in peers if peer != "torch"]
+    other = [peer for peer in peers if library_of(peer) != "torch"]
     if other:
         raise ZnniError(f"a plan is timed beside torch alone, got {', '.join(other)}; use --peers torch")
     plan = load_plan(args.what)
+    if args.output:
+        check_json_target(args.output)
     machine = this_machine()
     line = StatusLine()
     with ExitStack() as stack:
@@ -50,8 +52,7 @@ def bench_plan(args: argparse.Namespace, peers: tuple[str, ...]) -> int:
         recorder = Recorder(store, machine)
         ours = enter("plan", plan_spec(args.what))
         theirs = [
-            enter(f"torch/{v}", layer_spec(RATE_LAYER, RATE_SHAPE, plan.threads, peer="torch", variant=v), RATE_TURN_S)
-            for v in (variants("torch") if peers else ())
+            enter(peer, layer_spec(RATE_LAYER, RATE_SHAPE, plan.threads, peer=peer), RATE_TURN_S) for peer in peers
         ]
         for contender in [ours, *theirs]:
             line.show(f"preparing {contender.name}")
@@ -78,8 +79,11 @@ def bench_plan(args: argparse.Namespace, peers: tuple[str, ...]) -> int:
             raise failed([ours], args.what)
         found = _summary(plan, ours, theirs, plan.bound_network().flop_per_voxel)
         row.finish(measured_voxels_per_s=found["voxels_per_s"], peak_bytes=found["peak_bytes"])
+    found = describe_run(machine, plan.threads, peers, args.typed) | {"network": plan.network} | found
+    if args.output:
+        save_json(args.output, found)
     if args.json:
-        print_json({"machine": machine.describe(), "network": plan.network, **found})
+        print_json(found)
     else:
         print(_text(args.what, found))
     return 0

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
+import json
+import os
+import shlex
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 
+from tuner.console import finite
 from tuner.contest import Contender
+from tuner.peers import library_of
+from znni._version import __version__
+from znni.errors import ZnniError
 from znni.layers import Conv, Shape, layer_of
 from znni.machine import Machine
 from znni.store import OpenMeasurement, Store
@@ -24,9 +34,10 @@ def key_of(spec: dict, machine: Machine) -> MeasurementKey:
     """The key under which a contender's samples are stored."""
     layer, shape = layer_of(spec["layer"]), tuple(spec["shape"])
     if "peer" in spec:
-        built = f"{spec['peer']} {importlib.metadata.version(spec['peer'].split('.')[0])}"
-        config = {"variant": spec["variant"]}
-        return MeasurementKey(layer, shape, spec["peer"], config, spec["threads"], machine.fingerprint, built, PEER)
+        library, _, setting = spec["peer"].partition("/")
+        built = f"{library} {importlib.metadata.version(library.split('.')[0])}"
+        config = {"variant": setting}
+        return MeasurementKey(layer, shape, library, config, spec["threads"], machine.fingerprint, built, PEER)
     return MeasurementKey(
         layer, shape, spec["primitive"], spec["config"], spec["threads"], machine.fingerprint, machine.kernels
     )
@@ -60,6 +71,45 @@ class Recorder:
                 row.fail(contender.failure, measured_bytes=measured, relative_l2=error)
             else:
                 row.finish(timing_of(contender.seconds), measured_bytes=measured, relative_l2=error)
+
+
+def describe_run(machine: Machine, threads: int, peers: Sequence[str], typed: Sequence[str]) -> dict:
+    """What a file of results says beside the results: the machine, versions, the command, the time."""
+    libraries = dict.fromkeys(library_of(peer).split(".")[0] for peer in peers)
+    return {
+        "machine": machine.describe(),
+        "threads": threads,
+        "versions": {"znni": __version__} | {name: importlib.metadata.version(name) for name in libraries},
+        "command": shlex.join(["znni-tune", *typed]),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def check_json_target(path: str) -> None:
+    """`ZnniError` where `save_json` could not write to `path`, before anything is measured for it."""
+    scratch = _scratch(path)
+    try:
+        scratch.touch()
+        scratch.unlink()
+        if Path(path).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        raise ZnniError(f"cannot write {path}: {error.strerror}; choose another file with -o") from error
+
+
+def _scratch(path: str) -> Path:
+    return Path(path).parent / f".{Path(path).name}.{os.getpid()}"
+
+
+def save_json(path: str, data: dict) -> None:
+    """Write `data`, whole or not at all; `ZnniError` where that cannot be."""
+    scratch = _scratch(path)
+    try:
+        scratch.write_text(json.dumps(finite(data), indent=1, allow_nan=False) + "\n")
+        scratch.replace(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise ZnniError(f"cannot write {path}: {error.strerror}; choose another file with -o") from error
 
 
 def timing_of(samples: Sequence[float]) -> Timing:

@@ -132,11 +132,13 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--primitive", metavar="A,B", help="only these primitives, or none (default: all but other libraries')"
     )
-    p.add_argument("--config", metavar="JSON", help="the config of the one primitive named (default: the best is found)")
+    p.add_argument(
+        "--config", metavar="JSON", help="the config of the one primitive named (default: the best is found)"
+    )
     p.add_argument("--threads", type=count, metavar="N", help="threads (default: all cores)")
     p.add_argument("--peers", metavar="P,..",
-                   help="torch, torch/contiguous, openvino, onnxruntime, torch.compile, .., all or none "
-                   "(default: all that are installed; for networks and plans none)")  # fmt: skip
+                   help="torch, torch/contiguous, openvino, onnxruntime, torch.compile, .., all (but torch.compile) or "
+                   "none (default: all that are installed; for networks and plans none)")  # fmt: skip
     p.add_argument(
         "--seconds", type=seconds, default=20.0, metavar="S", help="time per layer or plan, about (default 20)"
     )

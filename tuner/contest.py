@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from tuner.worker import Worker, WorkerError
 from znni.errors import RunFailed
+from znni.timing import LONG_SECONDS
 
 #: One turn of a contender lasts about so long, in whole calls.
 TURN_S = 0.1
@@ -39,6 +40,7 @@ class Contender:
         self.relative_l2: float | None = None
         self._worker = Worker("tuner.contender")
         self._ready = False
+        self._first_turn: list[float] | None = None
 
     @property
     def seconds(self) -> list[float]:
@@ -66,25 +68,30 @@ class Contender:
         return result
 
     def prepare(self, timeout_s: float) -> bool:
-        """Make it ready, its first run included; whether that went well."""
+        """Make it ready, its first run included, which is its first turn where it takes seconds; whether that went well."""
         found = self._ask("prepare", self.spec, timeout_s)
         self.facts = found or {}
         self._ready = found is not None
+        first_s = self.facts.get("first_s", 0.0)
+        self._first_turn = [first_s] if first_s >= LONG_SECONDS and not self.samples else None
         return self._ready
 
     def turn(self, timeout_s: float) -> list[float] | None:
         """One turn: as many calls as fill `turn_s`. Its samples are kept."""
         if not self._ready and not self.prepare(timeout_s):
             return None
-        found = self._ask("time", {"fill_s": self.turn_s}, timeout_s)
-        if found is None:
-            return None
-        self.facts["peak_bytes"] = found["peak_bytes"]
-        self.samples.append(found["seconds"])
+        seconds, self._first_turn = self._first_turn, None
+        if seconds is None:
+            found = self._ask("time", {"fill_s": self.turn_s}, timeout_s)
+            if found is None:
+                return None
+            self.facts["peak_bytes"] = found["peak_bytes"]
+            seconds = found["seconds"]
+        self.samples.append(seconds)
         if not self.stays:
             self.check()
             self.close()
-        return found["seconds"]
+        return seconds
 
     def check(self, timeout_s: float = 300.0) -> None:
         """Let it compare its last result with float64, once."""
@@ -93,8 +100,9 @@ class Contender:
             self.relative_l2 = found and found["relative_l2"]
 
     def start_over(self, spec: dict) -> None:
-        """Run another spec from now on, whatever became of the last."""
+        """Run another spec from now on, whatever became of the last, whose samples are forgotten."""
         self.spec, self.failure, self.relative_l2, self._ready = spec, None, None, False
+        self.samples = []
 
     def close(self) -> None:
         """End the process; another turn would start a new one."""
@@ -116,6 +124,7 @@ def rounds(
     least: int = 3,
     patience: float = 3.0,
     hopeless: float = HOPELESS,
+    rivals: Sequence[Contender] = (),
     timeout_s: float = 600.0,
     progress: Callable[[str], None] | None = None,
     on_turn: Callable[[Contender, list[float]], None] | None = None,
@@ -123,7 +132,8 @@ def rounds(
     """Turns of all contenders, round after round, every other one backwards, until the budget is spent.
 
     At least `least` rounds are run, unless that would take longer than `patience` times the budget. Contenders that fail,
-    or are hopelessly slow, drop out.
+    or are hopelessly slow, drop out; but the best of the `rivals` stays for as many rounds as that, for others to be
+    compared with.
 
     Returns
     -------
@@ -131,7 +141,7 @@ def rounds(
         Rounds that were run.
     """
     start = time.monotonic()
-    done, running = 0, [c for c in contenders if c.alive]
+    done, running, slow = 0, [c for c in contenders if c.alive], []
     while running and done < MOST_ROUNDS:
         spent = time.monotonic() - start
         next_s = spent / done if done else 0.0
@@ -149,7 +159,11 @@ def rounds(
         running = [c for c in running if c.alive]
         if done == 1 and running:
             best = min(middle(c.samples[0]) for c in running)
-            running = [c for c in running if middle(c.samples[0]) <= hopeless * best]
+            rival = min((c for c in running if c in rivals), key=lambda c: middle(c.samples[0]), default=None)
+            slow = [c for c in running if middle(c.samples[0]) > hopeless * best]
+            running = [c for c in running if c not in slow or c is rival]
+        if done >= least:
+            running = [c for c in running if c not in slow]
     return done
 
 

@@ -108,7 +108,9 @@ def _layer(text: str, given: dict[str, str], out_channels: int | None) -> Layer:
         raise BadLayer(f"layer {text!r}: IN>OUT goes with a kernel k, and a kernel with IN>OUT, as in {_EXAMPLES}")
     if kind == "k":
         conv = _conv(text, given, out_channels)
-        return ConvMaxPoolFragments(conv, _fused_pool(text, given), _count(text, given, "parts", "1")) if fused else conv
+        return (
+            ConvMaxPoolFragments(conv, _fused_pool(text, given), _count(text, given, "parts", "1")) if fused else conv
+        )
     if kind in ("pool", "mpf"):
         window = given[kind]
         stride = _triple(text, given, "s", window)

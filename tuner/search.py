@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import optuna
 from optuna.trial import TrialState
@@ -363,7 +364,7 @@ class _Search:
         Where none does, the best candidate is solved again with more accurate layers only.
         """
         worst = 0.0
-        for entry in (*ranked, *self._more_accurate(ranked[0])):
+        for entry in chain(ranked, self._more_accurate(ranked[0])):
             plan = entry.plan
             self._tell("verify", "comparing with the float64 reference")
             plan.bind(self.network)

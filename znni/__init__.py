@@ -12,14 +12,17 @@ from znni.fragments import max_pool_fragments, recombine_fragments
 from znni.load import load
 from znni.network import Network
 from znni.plan import Plan
+from znni.prepared_conv import PreparedConv3d, prepare_conv3d
 
 __all__ = [
     "Network",
     "Plan",
+    "PreparedConv3d",
     "ZnniError",
     "__version__",
     "conv3d",
     "load",
     "max_pool_fragments",
+    "prepare_conv3d",
     "recombine_fragments",
 ]

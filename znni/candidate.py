@@ -203,7 +203,7 @@ def solve_candidate(
         least_s = walk.least_s(predictor, most_error)
         if least_s >= below_s:
             for call in walk.calls if best is None else ():
-                _refuse_unless_computed(network, call, predictor, most_error)
+                _refuse_unless_computed(network, call, predictor)
             continue
         solution = solve(
             walk.options(predictor, most_error), budget_bytes, walk.conversions(predictor), below_s
@@ -215,10 +215,10 @@ def solve_candidate(
     return best
 
 
-def _refuse_unless_computed(network: Network, call: Call, predictor: Predictor, most_error: float) -> None:
+def _refuse_unless_computed(network: Network, call: Call, predictor: Predictor) -> None:
     layer = call.node.layer
     fused = isinstance(layer, ConvMaxPoolFragments)  # which no network has of its own
-    if not fused and not predictor.best_options(layer, call.in_shape, most_error):
+    if not fused and not predictor.options(layer, call.in_shape):
         raise InvalidShape(f"no primitive here computes layer {call.node.name} of {network.name}: {layer}")
 
 

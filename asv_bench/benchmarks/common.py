@@ -1,40 +1,68 @@
-"""What the benchmarks share: seeded arrays and prepared operators."""
+"""What the benchmarks share: the layers that are watched, seeded arrays and prepared operators."""
 
 import os
 
 import numpy as np
 
+from reports.layers import PUBLISHED
 from znni.arena import aligned_empty
-from znni.layers import Activation, Conv, MaxPoolFragments, by_x
-from znni.primitives import get
+from znni.layers import MaxPoolFragments, by_x
+from znni.layouts import array_shape, with_layouts
+from znni.predict import Predictor
+from znni.primitives import candidates
 
 THREADS = int(os.environ.get("ZNNI_BENCH_THREADS", "2"))
+#: A primitive that the cost model thinks so many times slower than the layer's best is not watched on that layer.
+_HOPELESS = 3.0
 
-#: The layers that are watched: name -> (layer, input shape).
+
+def _title(layer, shape):
+    """A layer in short: ``conv 80>80 k3x3x3 in 58x58x58``."""
+    kernel = f"{shape[1]}>{layer.out_channels} k{by_x(layer.kernel)}" if layer.kind == "conv" else f"{shape[1]}"
+    return f"{layer.kind} {kernel} in {by_x(shape[2:])}"
+
+
+#: Title -> (layer, input shape): the published ones, and fragments.
 LAYERS = {
-    "1>80 k2 in64": (Conv(80, (2, 2, 2), activation=Activation("relu")), (1, 1, 64, 64, 64)),
-    "80>80 k3 in34": (Conv(80, (3, 3, 3), activation=Activation("relu")), (1, 80, 34, 34, 34)),
-    "80>80 k5 in26 n4": (Conv(80, (5, 5, 5), activation=Activation("relu")), (4, 80, 26, 26, 26)),
-    "80>80 k9 in34": (Conv(80, (9, 9, 9), activation=Activation("relu")), (1, 80, 34, 34, 34)),
-    "48>48 k1,5,5 in1,104,104": (Conv(48, (1, 5, 5), activation=Activation("relu")), (1, 48, 1, 104, 104)),
-    "mpf 80 p2 in63": (MaxPoolFragments((2, 2, 2), (2, 2, 2)), (1, 80, 63, 63, 63)),
+    _title(layer, shape): (layer, shape)
+    for layer, shape in (*PUBLISHED, (MaxPoolFragments((2, 2, 2), (2, 2, 2)), (1, 80, 63, 63, 63)))
 }
 
 
-def prepared(primitive_name, layer_name, config=None):
-    """(operator, x, out, workspace, output voxels); `NotImplementedError`, which asv reads as a skip, where unsupported."""
-    layer, shape = LAYERS[layer_name]
-    primitive = get(primitive_name)
-    if primitive.kind != layer.kind or primitive.supports(layer, shape):
-        raise NotImplementedError(f"{primitive_name} does not compute {layer_name} on {by_x(shape)}")
+def _watched():
+    """``layer | primitive, layout`` -> (layer, shape, primitive, config): every primitive that may be best on a layer, at its
+    own best guess, in the layout that it runs in within networks."""
+    found, predictor = {}, Predictor(THREADS)
+    for title, (layer, shape) in LAYERS.items():
+        seconds = {}
+        for primitive in candidates(layer, shape):
+            if not primitive.foreign:
+                config = primitive.configs(layer, shape)[0]
+                seconds[primitive] = predictor.seconds(primitive, layer, shape, config)[0], config
+        best = min(time for time, _ in seconds.values())
+        for primitive, (time, config) in seconds.items():
+            if time <= _HOPELESS * best:
+                kept = [pair for pair in primitive.layouts if pair[0] == pair[1]]
+                takes, gives = min(kept or primitive.layouts)  # blocked before plain
+                config = with_layouts(config, takes, gives)
+                found[f"{title} | {primitive.name}, {takes}"] = (layer, shape, primitive, config)
+    return found
+
+
+WATCHED = _watched()
+
+
+def prepared(name):
+    """(operator, x, out, workspace, output voxels) of one of `WATCHED`."""
+    layer, shape, primitive, config = WATCHED[name]
     rng = np.random.default_rng(0)
     weights = {}
-    if isinstance(layer, Conv):
+    if hasattr(layer, "weight_shapes"):
         weights = {key: rng.standard_normal(s, np.float32) for key, s in layer.weight_shapes(shape[1]).items()}
-    config = primitive.configs(layer, shape)[0] if config is None else config
     operator = primitive.prepare(layer, weights, shape, config, THREADS)
-    x = rng.standard_normal(shape, np.float32)
-    out = np.zeros(operator.out_shape, np.float32)
+    # lanes beyond the last channel should hold zeros; numbers there cost the same time
+    x = rng.random(array_shape(shape, operator.takes), np.float32)
+    out = np.zeros(array_shape(operator.out_shape, operator.gives), np.float32)
     workspace = aligned_empty(operator.memory.host_workspace_bytes)
     workspace[:] = 0
     batch, _, z, y, x_size = operator.out_shape

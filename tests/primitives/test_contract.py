@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from znni.errors import InvalidShape, Unsupported
-from znni.layers import MaxPool, Softmax
+from znni.layers import KINDS, MaxPool, Softmax
 from znni.layouts import array_shape, packed, unpacked, with_layouts
 from znni.primitives import config_key, get, registered
 from znni.primitives.base import Memory
@@ -30,7 +30,7 @@ from .guarded import ALL_ONES, Canary, stay_within
 from .truth import truth
 
 NAMES = sorted(name for name, primitive in registered().items() if primitive.device == "cpu")
-EXAMPLES = 60
+EXAMPLES = int(os.environ.get("ZNNI_EXAMPLES", "60"))
 #: What a call may take beside what it announced: Python's and the OpenMP runtime's own.
 SLACK_BYTES = 1 << 20
 
@@ -41,6 +41,11 @@ drawn = settings(
     derandomize="CI" in os.environ,
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+
+def test_every_kind_of_layer_has_cases():
+    for have in (SMALL, LARGE, MISFITS):
+        assert set(have) == set(KINDS)
 
 
 def error_of(case: Case, out: np.ndarray, expected: np.ndarray) -> float:
@@ -159,8 +164,7 @@ def test_threads_beyond_the_work_do_no_harm(name):
     primitive = get(name)
     for case in SMALL[primitive.kind]:
         if not primitive.supports(case.layer, case.shape):
-            config = primitive.configs(case.layer, case.shape)[0]
-            assert run(primitive, case, config, threads=7) <= primitive.tolerance
+            assert run(primitive, case, all_configs(primitive, case)[0], threads=7) <= primitive.tolerance
 
 
 @every_primitive
@@ -183,23 +187,23 @@ def test_refuses_arrays_it_was_not_prepared_for(name):
     primitive = get(name)
     case = next(c for c in SMALL[primitive.kind] if not primitive.supports(c.layer, c.shape))
     values, weights = case.arrays(0)
-    operator = primitive.prepare(
-        case.layer, weights, case.shape, primitive.configs(case.layer, case.shape)[0], threads=2
-    )
+    operator = primitive.prepare(case.layer, weights, case.shape, all_configs(primitive, case)[0], threads=2)
     need = operator.memory.host_workspace_bytes
-    out, workspace = Canary(operator.out_shape).array, Canary((need,), np.uint8).array
+    x = packed(values, operator.takes)
+    out = Canary(array_shape(operator.out_shape, operator.gives)).array
+    workspace = Canary((need,), np.uint8).array
     said = r"was prepared for \d+x.* got \d+x"
     with pytest.raises(InvalidShape, match=said):
-        operator(values[:, :, :, :, 1:].copy(), out, workspace)
+        operator(x[:, :, :, :, 1:].copy(), out, workspace)
     with pytest.raises(InvalidShape, match=said):
-        operator(values, np.concatenate([out, out]), workspace)
+        operator(x, np.concatenate([out, out]), workspace)
     if need:
         with pytest.raises(InvalidShape, match=rf"needs a workspace of {need} bytes, got {need - 1}"):
-            operator(values, out, workspace[: need - 1])
+            operator(x, out, workspace[: need - 1])
     with pytest.raises((ValueError, TypeError)):
-        operator(values.astype(np.float64), out, workspace)
+        operator(x.astype(np.float64), out, workspace)
     with pytest.raises((ValueError, TypeError)):
-        operator(np.asfortranarray(np.concatenate([values] * 2, axis=4))[..., ::2], out, workspace)
+        operator(np.asfortranarray(np.concatenate([x] * 2, axis=4))[:, :, :, :, ::2], out, workspace)
 
 
 @every_primitive
@@ -269,16 +273,15 @@ def test_takes_no_memory_but_what_it_announced(name):
 @every_primitive
 def test_releases_the_interpreter_lock(name):
     primitive, case, values, weights = large(name)
-    operator = primitive.prepare(
-        case.layer, weights, case.shape, primitive.configs(case.layer, case.shape)[0], threads=1
-    )
-    out = Canary(operator.out_shape).array
+    operator = primitive.prepare(case.layer, weights, case.shape, all_configs(primitive, case)[0], threads=1)
+    x = packed(values, operator.takes)
+    out = Canary(array_shape(operator.out_shape, operator.gives)).array
     workspace = Canary((operator.memory.host_workspace_bytes,), np.uint8).array
     inside = threading.Event()
 
     def call():
         inside.set()
-        operator(values, out, workspace)
+        operator(x, out, workspace)
         inside.clear()
 
     interval = sys.getswitchinterval()

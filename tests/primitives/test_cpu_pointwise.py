@@ -5,6 +5,7 @@ import pytest
 
 from znni.arena import aligned_empty
 from znni.layers import Maxout, Softmax
+from znni.layouts import BLOCKED, LANES, packed
 from znni.primitives.cpu_pointwise import MAXOUT, SOFTMAX
 
 from .truth import truth
@@ -22,6 +23,16 @@ def test_softmax_does_not_overflow(size):
     x = np.random.default_rng(0).standard_normal((2, 5, *size), np.float32) * 20 + 1000
     expected = truth(Softmax(), {}, x)
     np.testing.assert_allclose(computed(SOFTMAX, Softmax(), x), expected, rtol=1e-5, atol=1e-37)
+
+
+@pytest.mark.parametrize("channels", [1, 3, LANES, 2 * LANES + 5])
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 31, 33)])
+def test_softmax_of_blocked_channels_is_that_of_plain_ones(channels, size):
+    x = np.random.default_rng(0).standard_normal((2, channels, *size), np.float32) * 5
+    operator = SOFTMAX.prepare(Softmax(), {}, x.shape, {"takes": BLOCKED}, 2)
+    out = np.full(x.shape, -7, np.float32)
+    operator(packed(x, BLOCKED), out, aligned_empty(0))
+    np.testing.assert_array_equal(out, computed(SOFTMAX, Softmax(), x))
 
 
 def test_softmax_sums_to_one_and_is_one_of_one_channel():

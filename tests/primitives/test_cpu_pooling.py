@@ -7,18 +7,21 @@ import pytest
 
 from znni.arena import aligned_empty
 from znni.errors import Unsupported
-from znni.layers import MaxFilter, MaxPool, MaxPoolFragments, Recombine
+from znni.layers import MaxFilter, MaxPool, MaxPoolFragments
+from znni.layouts import BLOCKED, LANES, LAYOUTS, PLAIN, array_shape, packed, unpacked, with_layouts
 from znni.primitives import get
-from znni.primitives.cpu_pooling import MAX_FILTER, MAX_POOL, MPF, RECOMBINE
+from znni.primitives.cpu_pooling import MAX_FILTER, MAX_POOL, MPF
 
+from .guarded import Canary
 from .truth import truth
 
 
-def computed(primitive, layer, x, threads=2):
-    operator = primitive.prepare(layer, {}, x.shape, {}, threads)
-    out = np.full(operator.out_shape, -7, np.float32)
-    operator(x, out, aligned_empty(operator.memory.host_workspace_bytes))
-    return out
+def computed(primitive, layer, x, threads=2, layout=PLAIN, offset=0):
+    operator = primitive.prepare(layer, {}, x.shape, with_layouts({}, layout, layout), threads)
+    out = Canary(array_shape(operator.out_shape, layout), offset=offset)
+    operator(packed(x, layout), out.array, aligned_empty(operator.memory.host_workspace_bytes))
+    assert out.intact
+    return unpacked(out.array, operator.out_shape[1], layout)
 
 
 def holed(shape, seed=0):
@@ -48,19 +51,39 @@ LAYERS = [
 ]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("primitive", "layer", "shape"), LAYERS, ids=str)
-def test_nan_and_infinities_come_through(primitive, layer, shape):
+def test_nan_and_infinities_come_through(primitive, layer, shape, layout):
     x = holed(shape)
-    np.testing.assert_array_equal(computed(primitive, layer, x), truth(layer, {}, x))
+    np.testing.assert_array_equal(computed(primitive, layer, x, layout=layout), truth(layer, {}, x))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("primitive", "layer", "shape"), LAYERS, ids=str)
-def test_parts_of_threads_join(primitive, layer, shape):
+def test_parts_of_threads_join(primitive, layer, shape, layout):
     """Threads begin anywhere in a plane, where there are no maxima from the rows before."""
     x = holed(shape)
-    whole = computed(primitive, layer, x, threads=1)
+    whole = computed(primitive, layer, x, threads=1, layout=layout)
     for threads in (2, 3, 5, 8, 13):
-        np.testing.assert_array_equal(computed(primitive, layer, x, threads), whole)
+        np.testing.assert_array_equal(computed(primitive, layer, x, threads, layout), whole)
+
+
+@pytest.mark.parametrize("offset", [0, 4, 32])
+@pytest.mark.parametrize(
+    ("primitive", "layer", "size"),
+    [
+        (MPF, MaxPoolFragments((2, 2, 2), (2, 2, 2)), (73, 81, 47)),
+        (MPF, MaxPoolFragments((1, 3, 2), (1, 2, 3)), (80, 80, 49)),
+        (MAX_FILTER, MaxFilter((2, 2, 2), (2, 2, 2)), (81, 80, 47)),
+    ],
+    ids=str,
+)
+def test_large_blocked_results(primitive, layer, size, offset):
+    """Past 16 MiB; rows begin in the middle of a cache line, too."""
+    x = holed((1, 2 * LANES - 3, *size))
+    assert layer.output_shape(x.shape)[0] * np.prod(layer.output_shape(x.shape)[2:]) * 2 * LANES * 4 >= 1 << 24
+    result = computed(primitive, layer, x, 3, BLOCKED, offset)
+    np.testing.assert_array_equal(result, computed(primitive, layer, x))
 
 
 def test_agrees_with_pytorch():
@@ -80,35 +103,13 @@ def test_fragments_are_ordered_z_slowest():
         np.testing.assert_array_equal(y[(fz * 2 + fy) * 2 + fx, 0], x[0, 0, fz::2, fy::2, fx::2])
 
 
-@pytest.mark.parametrize("sx", range(1, 20))
-@pytest.mark.parametrize("qx", [1, 5, 7, 8, 9, 16, 19])
-def test_recombining_any_number_of_rows(sx, qx):
-    """Interleaving goes by 2, 4 and 8 rows where it can, with eight voxels of each at a time."""
-    layer = Recombine(((1, 1, sx),))
-    x = np.random.default_rng(0).standard_normal((2 * sx, 2, 1, 2, qx), np.float32)
-    np.testing.assert_array_equal(computed(RECOMBINE, layer, x), truth(layer, {}, x))
-
-
-def test_recombining_undoes_fragmenting_level_by_level():
-    layer, x = MaxPoolFragments((1, 1, 1), (2, 1, 3)), holed((2, 2, 8, 3, 18))
-    twice = computed(MPF, MaxPoolFragments((1, 1, 1), (2, 3, 2)), computed(MPF, layer, x))
-    np.testing.assert_array_equal(computed(RECOMBINE, Recombine(((2, 1, 3), (2, 3, 2))), twice), x)
-
-
-def test_any_number_of_levels():
-    layer = Recombine(((1, 1, 1),) * 40 + ((1, 1, 2),))
-    x = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 1, 1, 3, 4)
-    np.testing.assert_array_equal(computed(RECOMBINE, layer, x), computed(RECOMBINE, Recombine(((1, 1, 2),)), x))
-
-
-@pytest.mark.parametrize("name", ["cpu.max_pool", "cpu.max_filter", "cpu.mpf", "cpu.recombine"])
+@pytest.mark.parametrize("name", ["cpu.max_pool", "cpu.max_filter", "cpu.mpf"])
 def test_settings_that_do_not_exist_are_refused(name):
     primitive = get(name)
     layer = {
         "max_pool": MaxPool((2, 2, 2), (2, 2, 2)),
         "max_filter": MaxFilter((2, 2, 2)),
         "mpf": MaxPoolFragments((2, 2, 2), (1, 1, 1)),
-        "recombine": Recombine(((1, 1, 1),)),
     }[primitive.kind]
     with pytest.raises(Unsupported, match=f"{name} has no settings, .* got {{'tile': 8}}"):
         primitive.prepare(layer, {}, (1, 1, 4, 4, 4), {"tile": 8}, 1)
@@ -119,4 +120,6 @@ def test_memory_is_a_few_rows_for_each_thread():
     one = MPF.memory(layer, (4, 80, 101, 101, 101), {}, 1).host_workspace_bytes
     assert 0 < one <= 4 * 101 * 4 * 2
     assert MPF.memory(layer, (4, 80, 101, 101, 101), {}, 3).host_workspace_bytes == 3 * one
+    blocked = MPF.memory(layer, (4, 80, 101, 101, 101), {"takes": BLOCKED, "gives": BLOCKED}, 1).host_workspace_bytes
+    assert 0 < blocked <= 4 * (101 * LANES + 16)
     assert MAX_FILTER.memory(MaxFilter((2, 2, 1)), (1, 1, 9, 9, 9), {}, 2).host_workspace_bytes == 0

@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from tuner.layer_string import BadLayer, layer_text, layer_words, looks_like_layer, parse_layer
 from znni.errors import InvalidShape
-from znni.layers import Activation, Conv, MaxFilter, Maxout, MaxPool, MaxPoolFragments, Recombine, Softmax
+from znni.layers import (
+    Activation,
+    Conv,
+    ConvMaxPoolFragments,
+    MaxFilter,
+    Maxout,
+    MaxPool,
+    MaxPoolFragments,
+    Recombine,
+    Relayout,
+    Softmax,
+)
 
 TRIPLES = st.tuples(*[st.integers(1, 4)] * 3)
 
@@ -31,6 +42,20 @@ TRIPLES = st.tuples(*[st.integers(1, 4)] * 3)
         ("6 maxout2 in5", Maxout(2), (1, 6, 5, 5, 5)),
         ("3 softmax in5", Softmax(), (1, 3, 5, 5, 5)),
         ("3 recombine2/1,2,2 in5 n32", Recombine(((2, 2, 2), (1, 2, 2))), (32, 3, 5, 5, 5)),
+        ("3 recombine2/1,2,2 in5 n8 parts4", Recombine(((2, 2, 2), (1, 2, 2)), 4), (8, 3, 5, 5, 5)),
+        ("20 relayout in5", Relayout(), (1, 20, 5, 5, 5)),
+        (
+            "3>8 k3 in13 s1,2,1 relu mpf2,1,2/2,3,2 n2",
+            ConvMaxPoolFragments(
+                Conv(8, (3, 3, 3), (1, 2, 1), activation=Activation("relu")), MaxPoolFragments((2, 1, 2), (2, 3, 2))
+            ),
+            (2, 3, 13, 13, 13),
+        ),
+        (
+            "3>8 k2 in8 mpf2 parts4",
+            ConvMaxPoolFragments(Conv(8, (2, 2, 2)), MaxPoolFragments((2, 2, 2), (2, 2, 2)), 4),
+            (1, 3, 8, 8, 8),
+        ),
     ],
 )
 def test_reads(text, layer, shape):
@@ -72,6 +97,9 @@ def test_what_is_written_reads_back(layer, shape):
         ("80>80 k9 in56 n0", "at least 1"),
         ("0>80 k9 in56", "at least one channel"),
         ("80 mpf2 in57 d2", "no meaning"),
+        ("80>80 k3 in9 pool2", "k and mpf together"),
+        ("80>80 k3 in9 mpf2/", "z,y,x"),
+        ("80>80 k3 in9 parts2", "no meaning"),
         ("80>80 k3 in9 relu:x", "activation"),
         ("80>80", "start with its channels"),
         ("", "start with its channels"),

@@ -12,6 +12,7 @@ from znni import primitives
 from znni.default_plan import default_plan
 from znni.errors import MemoryLimit, PlanMismatch, RunFailed, Unsupported
 from znni.layers import Activation, Conv, MaxPool, MaxPoolFragments, Recombine, describe
+from znni.layouts import with_layouts
 from znni.load import load
 from znni.primitives.base import Memory, Operator, Primitive
 from znni.process_memory import resident_bytes
@@ -33,7 +34,7 @@ def payload(primitive, layer, shape, **changes):
         "layer": describe(layer),
         "shape": shape,
         "primitive": primitive,
-        "config": dict(own.configs(layer, shape)[0]),
+        "config": with_layouts(own.configs(layer, shape)[0], *own.layouts[0]),
         "threads": 2,
         "cap_s": 0.05,
         "check": True,

@@ -1,16 +1,16 @@
-"""`cpu.direct`: convolution by register-blocked products over (input channel, kernel voxel) terms (``pyx/direct.pyx``).
+"""Convolution by register-blocked products over (input channel, kernel voxel) terms (``pyx/direct.pyx``).
 
-Weights are packed once, for the lanes of this build; the input is read where it lies. What a config sets:
+Weights are packed once, for the lanes of this build; the input is read where it lies. `cpu.direct` has output channels
+in the lanes: any stride, tiny volumes, many channels, either layout. `cpu.direct_voxels` has consecutive x voxels in
+them: few output channels, or few terms, in the plain layout. What a config sets:
 
-``form``
-    ``channels``: lanes are output channels (any stride, tiny volumes, many channels); ``voxels``: lanes are consecutive
-    x voxels (few output channels, few terms).
 ``terms``
     Terms (input channel, kernel voxel) to a span, whose weights should stay in L1.
 ``points``
-    Voxels (``channels``), or vectors of them (``voxels``), to a chunk, whose input should stay in the caches.
+    Voxels, or with `cpu.direct_voxels` vectors of them, to a chunk, whose input should stay in the caches.
 ``stream``
-    Only ``voxels``: store past the caches, which pays for an output much larger than they are.
+    Only `cpu.direct_voxels`: store past the caches, which pays for an output much larger than they are; `cpu.direct`
+    does so with large blocked ones.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ from znni._kernels import direct
 from znni.arena import aligned, aligned_empty
 from znni.errors import InvalidShape, Unsupported
 from znni.layers import Activation, Conv, Shape, Triple, by_x
+from znni.layouts import BLOCKED, PLAIN, layouts_of
 from znni.primitives.base import Config, Cost, Memory, Operator, Primitive, Weights, config_key, register, unfit
 
 #: A zero-padded layer is computed in slabs whose padded input is about this large, so that it is read from the caches.
 _SLAB_BYTES = 8 << 20
-#: Register blocks of form "channels" whose sums are held at once, so that a span's input is read once for all of them.
+#: Register blocks of channels whose sums are held at once, so that a span's input is read once for all of them.
 _GROUP = 8
 #: An output larger than this is not expected to be found in the caches by the next layer.
 _CACHED_BYTES = 32 << 20
-#: Fraction of the peak that each form reached on a Zen 4 core with its lanes full: "voxels" by channels to a block.
-_CHANNELS_RATE, _VOXELS_RATE = 0.85, {1: 0.36, 2: 0.65, 3: 0.77, 4: 0.75}
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,16 @@ class Blocking:
 
     `size` is the output (z, y, x) after joining axes that lie contiguously in the input. The tasks of the threads are
     chunks of points times `splits` parts of the `blocks` of `units` (vectors of output channels, or single ones). A
-    line of form "voxels" is `rows` output rows with the gaps between them, cut into `pieces`, or `lines` to a chunk.
+    line of `voxels` is `rows` output rows with the gaps between them, cut into `pieces`, or `lines` to a chunk.
     """
 
-    form: str
+    voxels: bool
     threads: int
     activation: Activation
+    in_channels: int
+    out_channels: int
+    in_lanes: int
+    out_lanes: int
     size: Triple
     in_steps: tuple[int, int, int, int, int]
     stride_z: int
@@ -128,27 +131,31 @@ def _slab(layer: Conv, shape: Shape, out: Shape) -> Triple:
     return (batch, planes, padded)
 
 
-def _tap_offsets(layer: Conv, plane: int, width: int) -> np.ndarray:
-    """Where the input of each kernel voxel lies from that of the first, given the floats in a plane and in a row."""
-    z, y, x = (np.arange(k) * d * s for k, d, s in zip(layer.kernel, layer.dilation, (plane, width, 1), strict=True))
+def _tap_offsets(layer: Conv, plane: int, width: int, lanes: int = 1) -> np.ndarray:
+    """Where the input of each kernel voxel lies from that of the first, given the floats in a plane, row and voxel."""
+    steps = (plane, width, lanes)
+    z, y, x = (np.arange(k) * d * s for k, d, s in zip(layer.kernel, layer.dilation, steps, strict=True))
     return (z[:, None, None] + y[:, None] + x).ravel()
 
 
 @lru_cache(maxsize=4096)
-def _blocking(layer: Conv, shape: Shape, key: str, threads: int) -> Blocking:
+def _blocking(voxels: bool, layer: Conv, shape: Shape, key: str, threads: int) -> Blocking:
     config = json.loads(key)
-    lanes, voxels = direct.LANES, config["form"] == "voxels"
+    lanes = direct.LANES
+    in_lanes, out_lanes = (lanes if layout == BLOCKED else 1 for layout in layouts_of(config))
     out, stride = layer.output_shape(shape), layer.stride
     batch, channels, depth = shape[:3]
-    slab_batch, slab_z, slab_planes = _slab(layer, shape, out)
+    blocks_in = -(-channels // in_lanes)
+    slab_batch, slab_z, slab_planes = _slab(layer, (batch, blocks_in * in_lanes, *shape[2:]), out)
     height, width = (n + 2 * p for n, p in zip(shape[3:], layer.padding[1:], strict=True))
+    width *= in_lanes
     plane = height * width
     in_channel = (slab_planes or depth) * plane
-    in_z, in_y = stride[0] * plane, stride[1] * width
+    in_z, in_y, in_x = stride[0] * plane, stride[1] * width, stride[2] * in_lanes
     z, y, x = (slab_z or out[2], *out[3:])
-    if stride[2] == 1 and in_y == x:
+    if in_y == x * in_x:
         y, x = 1, y * x
-        if in_z == x and not slab_z:
+        if in_z == x * in_x and not slab_z:
             z, x = 1, z * x
     elements = (slab_batch or batch) * z * y
 
@@ -185,15 +192,19 @@ def _blocking(layer: Conv, shape: Shape, key: str, threads: int) -> Blocking:
     table_bytes = aligned((3 if voxels else 1) * (most_points + direct.BLOCK_POINTS) * 8)
     scratch_bytes = table_bytes + aligned(row * (most if voxels else min(_GROUP, blocks)) * 4)
     # a slab ends with a vector to spare, since the last row is read by whole vectors
-    slab_bytes = aligned((slab_batch * channels * in_channel + lanes) * 4) if slab_z else 0
+    slab_bytes = aligned((slab_batch * blocks_in * in_channel + lanes) * 4) if slab_z else 0
     term_at = aligned(units * unit_lanes * 4)
-    weight_at = term_at + aligned(span_channels * kernel_terms * 8)
+    weight_at = term_at + aligned(channels * kernel_terms * 8)
     return Blocking(
-        form=config["form"],
+        voxels=voxels,
         threads=threads,
         activation=layer.activation,
+        in_channels=channels,
+        out_channels=layer.out_channels,
+        in_lanes=in_lanes,
+        out_lanes=out_lanes,
         size=(z, y, x),
-        in_steps=(channels * in_channel, in_channel, in_z, in_y, stride[2]),
+        in_steps=(blocks_in * in_channel, in_channel, in_z, in_y, in_x),
         stride_z=stride[0],
         padding=layer.padding,
         slab_batch=slab_batch,
@@ -204,7 +215,7 @@ def _blocking(layer: Conv, shape: Shape, key: str, threads: int) -> Blocking:
         span_terms=span_terms,
         parts=parts,
         spans=-(-channels // span_channels) * parts,
-        last_term=int(_tap_offsets(layer, plane, width)[-1]),
+        last_term=(channels - 1) * in_channel + int(_tap_offsets(layer, plane, width, in_lanes)[-1]),
         units=units,
         blocks=blocks,
         splits=splits,
@@ -214,7 +225,7 @@ def _blocking(layer: Conv, shape: Shape, key: str, threads: int) -> Blocking:
         lines=lines,
         pieces=pieces,
         in_place=in_place,
-        stream=bool(config.get("stream", False)),
+        stream=config["stream"] if voxels else out_lanes > 1 and 4 * math.prod(out) > _CACHED_BYTES,
         table_bytes=table_bytes,
         row=row,
         scratch_bytes=scratch_bytes,
@@ -227,25 +238,21 @@ def _blocking(layer: Conv, shape: Shape, key: str, threads: int) -> Blocking:
 
 
 class _Direct(Operator):
-    """`cpu.direct` with packed weights: one resident array holds the bias, the terms' offsets and the weights."""
+    """A direct convolution whose resident array holds the bias, the terms' offsets and the packed weights."""
 
-    def __init__(self, primitive: Primitive, layer: Conv, weights: Weights, shape: Shape, config: Config, threads: int):
+    def __init__(self, primitive: Direct, layer: Conv, weights: Weights, shape: Shape, config: Config, threads: int):
         super().__init__(primitive, layer, shape, config, threads)
-        self._blocking = b = _blocking(layer, shape, config_key(config), threads)
+        self._blocking = b = _blocking(primitive.voxels, layer, shape, config_key(config), threads)
         self._packed = packed = aligned_empty(b.resident_bytes)
         packed[:] = 0  # lanes beyond the last channel
         packed[b.bias_at : b.bias_at + layer.out_channels * 4].view(np.float32)[:] = weights["bias"]
-        plane, width = b.in_steps[2] // layer.stride[0], b.in_steps[3] // layer.stride[1]
-        offsets = np.arange(b.span_channels)[:, None] * b.in_steps[1] + _tap_offsets(layer, plane, width)
+        channel, plane, width = np.arange(shape[1]), b.in_steps[2] // layer.stride[0], b.in_steps[3] // layer.stride[1]
+        offsets = np.add.outer(
+            channel // b.in_lanes * b.in_steps[1] + channel % b.in_lanes,
+            _tap_offsets(layer, plane, width, b.in_lanes),
+        )
         packed[b.term_at : b.term_at + offsets.size * 8].view(np.int64)[:] = offsets.ravel()
-        terms = weights["weight"].reshape(layer.out_channels, -1).T
-        lanes, unit = 1 if b.form == "voxels" else direct.LANES, 0
-        for block in range(b.blocks):
-            end = unit + b.units // b.blocks + (block < b.units % b.blocks)
-            at, stop = (b.weight_at + u * lanes * len(terms) * 4 for u in (unit, end))
-            part = terms[:, unit * lanes : end * lanes]
-            packed[at:stop].view(np.float32).reshape(len(terms), -1)[:, : part.shape[1]] = part
-            unit = end
+        pack_channels(weights["weight"], packed[b.weight_at :], b.units, b.blocks, 1 if b.voxels else direct.LANES)
 
     def compute(self, x: np.ndarray, out: np.ndarray, workspace: np.ndarray) -> None:
         """One call of the kernel, which cuts the work into tasks for its threads."""
@@ -257,62 +264,39 @@ class _Direct(Operator):
         return (self._packed,)
 
 
-def _unreadable(layer: Conv, shape: Shape) -> str | None:
-    """None where form "voxels" can read the input by whole vectors, else the reason why not."""
-    if layer.stride[2] != 1:
-        return f"needs stride 1 along x, got {layer.stride[2]}"
-    batch, channels, z, y, x = shape
-    last = int(_tap_offsets(layer, y * x, x)[-1])
-    if not any(layer.padding) and (batch * channels - channels + 1) * z * y * x < last + direct.LANES:
-        return f"reads {direct.LANES} voxels at once, and there are fewer from the kernel's last voxel on"
-    return None
+def pack_channels(weight: np.ndarray, packed: np.ndarray, units: int, blocks: int, lanes: int) -> None:
+    """Weights (out, in, kz, ky, kx) as float32 into the bytes of `packed`, which are zero: block by block, and of each
+    the weights of one term side by side. The `units` of `lanes` channels are dealt evenly to the blocks."""
+    terms, unit = weight.reshape(len(weight), -1).T, 0
+    for block in range(blocks):
+        end = unit + units // blocks + (block < units % blocks)
+        at, stop = (u * lanes * len(terms) * 4 for u in (unit, end))
+        part = terms[:, unit * lanes : end * lanes]
+        packed[at:stop].view(np.float32).reshape(len(terms), -1)[:, : part.shape[1]] = part
+        unit = end
 
 
-class CpuDirect(Primitive):
-    """Direct convolution: any kernel size, stride, dilation and zero padding."""
+class Direct(Primitive):
+    """What both forms share."""
 
-    name = "cpu.direct"
     kind = "conv"
     tolerance = 5e-6
-    efficiency = (0.8, 0.6)
-
-    def supports(self, layer: Conv, shape: Shape) -> str | None:
-        """None, unless the kernel does not fit `shape`."""
-        return unfit(layer, shape)
-
-    def configs(self, layer: Conv, shape: Shape, machine=None) -> list[Config]:
-        """Two settings of each form, the form first whose lanes the layer fills better."""
-        channels = [
-            {"form": "channels", "terms": 216, "points": 384},
-            {"form": "channels", "terms": 216, "points": 96},
-        ]
-        if _unreadable(layer, shape):
-            return channels
-        out = layer.output_shape(shape)
-        terms = shape[1] * layer.kernel[0] * layer.kernel[1] * layer.kernel[2]
-        few = {"form": "voxels", "terms": 432, "points": 96, "stream": False}
-        if terms <= 432 and 4 * math.prod(out) > _CACHED_BYTES:
-            voxels = [few | {"points": 768, "stream": True}, few]
-        else:
-            voxels = [few, few | {"points": 24}]
-        by_voxels = _blocking(layer, shape, config_key(few), 1)
-        by_channels = _blocking(layer, shape, config_key(channels[0]), 1)
-        filled = layer.out_channels / (by_channels.units * direct.LANES)
-        walked = out[4] / (-(-out[4] // direct.LANES) * direct.LANES)
-        rates = _VOXELS_RATE[-(-by_voxels.units // by_voxels.blocks)] * walked, _CHANNELS_RATE * filled
-        return voxels + channels if terms <= 64 or rates[0] > rates[1] else channels + voxels
+    #: Whether voxels are in the lanes.
+    voxels: bool
 
     def memory(self, layer: Conv, shape: Shape, config: Config, threads: int) -> Memory:
         """Packed weights, bias and offsets; tables and sums of every thread, and a slab of padded input."""
         self._check(layer, shape, config)
-        blocking = _blocking(layer, shape, config_key(config), threads)
+        blocking = _blocking(self.voxels, layer, shape, config_key(config), threads)
         return Memory(blocking.resident_bytes, blocking.workspace_bytes)
 
     def cost(self, layer: Conv, shape: Shape, config: Config) -> Cost:
-        """A multiplication and an addition per term; input, output and weights once."""
-        out = layer.output_shape(shape)
+        """A multiplication and an addition per term, in idle lanes too; input, output and weights once."""
+        out, lanes = layer.output_shape(shape), direct.LANES
         terms = shape[1] * layer.kernel[0] * layer.kernel[1] * layer.kernel[2]
-        return Cost(2.0 * terms * math.prod(out), 4.0 * (math.prod(shape) + math.prod(out) + terms * out[1]))
+        axis = 4 if self.voxels else 1
+        computed = math.prod(out) // out[axis] * -(-out[axis] // lanes) * lanes
+        return Cost(2.0 * terms * computed, 4.0 * (math.prod(shape) + math.prod(out) + terms * out[1]))
 
     def prepare(self, layer: Conv, weights: Weights, shape: Shape, config: Config, threads: int) -> Operator:
         """An operator with packed weights; `Unsupported` where the config cannot be applied to the layer."""
@@ -324,14 +308,62 @@ class CpuDirect(Primitive):
 
     def _check(self, layer: Conv, shape: Shape, config: Config) -> None:
         self.refuse(layer, shape)
-        form, sizes = config.get("form"), [config.get(name) for name in ("terms", "points")]
-        if form not in ("channels", "voxels") or not all(isinstance(n, int) and n > 0 for n in sizes):
+        fits = all(isinstance(config.get(name), int) and config[name] > 0 for name in ("terms", "points"))
+        if not fits or (self.voxels and not isinstance(config.get("stream"), bool)):
+            also = ", and stream, true or false" if self.voxels else ""
             raise Unsupported(
-                f"a config of {self.name} has a form, 'channels' or 'voxels', and terms and points of at least 1, "
-                f"got {config_key(config)}; see configs()"
+                f"a config of {self.name} has terms and points of at least 1{also}, got {config_key(config)}; "
+                "see configs()"
             )
-        if form == "voxels" and (reason := _unreadable(layer, shape)):
-            raise Unsupported(f"form 'voxels' of {self.name} {reason}; use form 'channels'")
+
+
+class CpuDirect(Direct):
+    """Output channels in the lanes: any kernel size, stride, dilation and zero padding."""
+
+    name = "cpu.direct"
+    voxels = False
+    efficiency = (0.85, 0.6)
+    layouts = tuple((takes, gives) for takes in (PLAIN, BLOCKED) for gives in (PLAIN, BLOCKED))
+
+    def supports(self, layer: Conv, shape: Shape) -> str | None:
+        """None, unless the kernel does not fit `shape`."""
+        return unfit(layer, shape)
+
+    def configs(self, layer: Conv, shape: Shape, machine=None) -> list[Config]:
+        """Chunks that fit L2, and that fit L1."""
+        return [{"terms": 216, "points": 384}, {"terms": 216, "points": 96}]
+
+
+class CpuDirectVoxels(Direct):
+    """Consecutive x voxels in the lanes: stride 1 along x, any kernel size, dilation and zero padding."""
+
+    name = "cpu.direct_voxels"
+    voxels = True
+    efficiency = (0.75, 0.6)
+
+    def supports(self, layer: Conv, shape: Shape) -> str | None:
+        """None where the input can be read by whole vectors."""
+        if reason := unfit(layer, shape):
+            return reason
+        if layer.stride[2] != 1:
+            return f"it needs stride 1 along x, got {layer.stride[2]}; use cpu.direct"
+        batch, channels, z, y, x = shape
+        last = int(_tap_offsets(layer, y * x, x)[-1])
+        if not any(layer.padding) and (batch * channels - channels + 1) * z * y * x < last + direct.LANES:
+            return (
+                f"it reads {direct.LANES} voxels at once, and there are fewer from the kernel's last voxel on; "
+                "use cpu.direct"
+            )
+        return None
+
+    def configs(self, layer: Conv, shape: Shape, machine=None) -> list[Config]:
+        """Long chunks that are streamed for few terms and a large output, else ones that fit L1."""
+        terms = shape[1] * layer.kernel[0] * layer.kernel[1] * layer.kernel[2]
+        few = {"terms": 432, "points": 96, "stream": False}
+        if terms <= 432 and 4 * math.prod(layer.output_shape(shape)) > _CACHED_BYTES:
+            return [few | {"points": 768, "stream": True}, few]
+        return [few, few | {"points": 24}]
 
 
 register(CpuDirect())
+register(CpuDirectVoxels())

@@ -8,6 +8,7 @@ import numpy as np
 
 from znni._kernels import pointwise
 from znni.layers import Layer, Shape
+from znni.layouts import BLOCKED, PLAIN, layouts_of, tensor_bytes
 from znni.primitives.base import Config, Cost, Memory, Operator, Primitive, Weights, register, unfit
 from znni.primitives.cpu_pooling import refuse_settings
 
@@ -51,6 +52,7 @@ class CpuSoftmax(Pointwise):
     """Softmax over channels, safe from overflow: the maximum is subtracted first."""
 
     name, kind = "cpu.softmax", "softmax"
+    layouts = ((PLAIN, PLAIN), (BLOCKED, PLAIN))
     tolerance = 1e-6
     kernel = staticmethod(pointwise.softmax)
 
@@ -59,8 +61,8 @@ class CpuSoftmax(Pointwise):
 
     def cost(self, layer: Layer, shape: Shape, config: Config) -> Cost:
         """One exponential, and a comparison, addition and product for each value."""
-        size = math.prod(shape)
-        return Cost(flop=float((self.FLOP_OF_EXP + 3) * size), moved_bytes=8.0 * size)
+        moved = sum(tensor_bytes(shape, layout) for layout in layouts_of(config))
+        return Cost(flop=float((self.FLOP_OF_EXP + 3) * math.prod(shape)), moved_bytes=float(moved))
 
 
 class CpuMaxout(Pointwise):
