@@ -29,7 +29,7 @@ cdef void pool_rows(const float *block, long nz, long ny, long nx, float *out, l
                     const long *window, const long *stride, long first, long count, long images,
                     const long *origin, const long *size, long width, long image, long z, float *line) noexcept nogil:
     """The maxima of one image in plane `z` of the block's windows: `size` of them in each of `count` fragments."""
-    cdef long f, fz, fy, fx, y, at, even = -1
+    cdef long f, fz, fy, fx, y, at
     cdef const float *base
     cdef float *row
     for f in range(first, first + count):

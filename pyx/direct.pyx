@@ -17,7 +17,7 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memmove, memset
 
-from direct_arrays cimport read_from, write_to
+from array_ends cimport read_from, write_to
 
 cdef extern from "direct_kernel.h" nogil:
     const int ZN_LANES

@@ -9,7 +9,7 @@ their lanes added up, which makes rows of voxels. Where output channels are few,
 from cython.parallel cimport prange, threadid
 from libc.stddef cimport ptrdiff_t
 
-from direct_arrays cimport read_from, write_to
+from array_ends cimport read_from, write_to
 
 cdef extern from "direct_dots.h" nogil:
     const int ZN_LANES

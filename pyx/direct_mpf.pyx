@@ -15,7 +15,7 @@ from cython.parallel cimport prange, threadid
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uintptr_t
 
-from direct_arrays cimport read_from, write_to
+from array_ends cimport read_from, write_to
 
 cdef extern from "direct_row.h" nogil:
     const int ZN_LANES

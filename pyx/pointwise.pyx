@@ -2,7 +2,7 @@
 """What is computed voxel by voxel: softmax and maxout over channels, and activations."""
 from cython.parallel cimport prange
 
-from direct_arrays cimport read_from
+from array_ends cimport read_from
 
 
 cdef extern from "pointwise.h" nogil:

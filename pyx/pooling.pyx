@@ -9,7 +9,7 @@ Rows are cut evenly over the threads. In a blocked array a value is a vector of 
 from cython.parallel cimport prange
 from libc.string cimport memmove
 
-from direct_arrays cimport read_from, write_to
+from array_ends cimport read_from, write_to
 
 
 cdef extern from "interleave.h" nogil:

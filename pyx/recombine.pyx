@@ -6,7 +6,7 @@ the step, which come of the same fragments. Into each row go the fragments, amon
 """
 from cython.parallel cimport prange
 
-from direct_arrays cimport read_from
+from array_ends cimport read_from
 
 
 cdef extern from "recombine.h" nogil:

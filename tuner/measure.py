@@ -97,7 +97,7 @@ class Measurer:
 
     def known(self, threads: int) -> list[Measured]:
         """What the store knows of this machine at that thread count."""
-        rows = self.store.measured(self.machine.fingerprint, threads)
+        rows = self.store.measured(self.machine.fingerprint, threads, kernels=self.machine.kernels)
         self._table += [_line(row) for row in rows]
         return rows
 

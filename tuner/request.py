@@ -34,7 +34,7 @@ class Request:
     def digest(self, network: Network, machine: Machine) -> str:
         """What two requests must share to be the same one; the budget and `frozen` are not part of it."""
         parts = [
-            network.digest, machine.fingerprint, self.memory_bytes, self.threads, self.tolerance, self.seed, self.normalise,
-            self.output, self.volume, self.foreign,
+            network.digest, machine.fingerprint, machine.kernels, self.memory_bytes, self.threads, self.tolerance,
+            self.seed, self.normalise, self.output, self.volume, self.foreign,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from znni.arena import aligned
 from znni.layers import Layer, Shape
 from znni.layouts import layouts_of, with_layouts
-from znni.primitives import candidates, get
+from znni.primitives import candidates, get, registered
 from znni.primitives.base import Config, Primitive, config_key
 from znni.solve import Choice, Option, undominated
 
@@ -57,8 +57,10 @@ class Predictor:
         self._best: dict[tuple, list[Option]] = {}
         self._exact: dict[tuple, float] = {}
         self._kindred: dict[tuple, list[tuple[float, float]]] = defaultdict(list)
+        known = registered()
         for row in measured:
-            self.add(row)
+            if row.primitive in known:  # another library's may have been installed when it was measured
+                self.add(row)
 
     def add(self, row: Measured) -> None:
         """Take one more measurement into account."""

@@ -127,8 +127,12 @@ class Store(StoreFile):
         rows = [measurement_of(row) for row in self.select("measurements", key.columns())]
         return next((m for m in reversed(rows) if m.failed or m.samples), None)
 
-    def measured(self, machine: str, threads: int, layer: Layer | None = None) -> list[Measured]:
+    def measured(
+        self, machine: str, threads: int, layer: Layer | None = None, kernels: str | None = None
+    ) -> list[Measured]:
         """What predictions can start from: the newest median of each key that has samples and did not fail since.
+
+        With `kernels`, a digest, only what those kernels were measured to take: others may be faster, and know other configs.
 
         Other libraries, kept with the device ``peer`` for comparison, are left out.
         """
@@ -136,7 +140,7 @@ class Store(StoreFile):
 
         newest = {}
         for m in self.measurements(machine=machine, threads=threads, layer=layer):
-            if m.key.device != "peer" and (m.failed or m.samples):
+            if m.key.device != "peer" and (m.failed or m.samples) and kernels in (None, m.key.kernels):
                 columns = m.key.columns()
                 newest[columns["layer"], columns["shape"], m.key.primitive, columns["config"], m.key.device] = m
         return [
@@ -231,7 +235,8 @@ def measured_here(layer: Layer, threads: int) -> list[Measured]:
     if not default_path().exists():
         return []
     with Store() as store:
-        return store.measured(this_machine().fingerprint, threads, layer)
+        machine = this_machine()
+        return store.measured(machine.fingerprint, threads, layer, machine.kernels)
 
 
 def _refuse_simulated(device: str) -> None:
