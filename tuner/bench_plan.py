@@ -22,8 +22,8 @@ from znni.machine import this_machine
 from znni.store import Store
 from znni.timing import bootstrap_interval
 
-#: Rounds that a score rests on at least, so that it has a spread.
-LEAST_ROUNDS = 3
+#: Rounds that a score rests on at least, so that it has a spread; and where one takes longer than so many seconds.
+LEAST_ROUNDS, LEAST_LONG_ROUNDS, LONG_S = 3, 2, 100.0
 #: Seconds of a turn of PyTorch's: several calls, so that it is as warm as it gets.
 RATE_TURN_S = 1.0
 
@@ -69,9 +69,10 @@ def bench_plan(args: argparse.Namespace, peers: tuple[str, ...]) -> int:
                 row.add_sample(sample)
 
         everyone = [ours, *theirs]
+        long = sum(layer.predicted_s for layer in plan.layers) > LONG_S
         rounds(
-            everyone, args.seconds, least=LEAST_ROUNDS, patience=math.inf, hopeless=math.inf, progress=line.show,
-            on_turn=keep,
+            everyone, args.seconds, least=LEAST_LONG_ROUNDS if long else LEAST_ROUNDS, patience=math.inf,
+            hopeless=math.inf, progress=line.show, on_turn=keep,
         )  # fmt: skip
         recorder.finish(theirs)
         if not ours.seconds:
