@@ -369,9 +369,11 @@ def test_what_is_measured_here(monkeypatch, path):
     assert not path.exists()  # asking makes no store
     from znni.machine import this_machine
 
+    here = this_machine()
     with Store() as store:
-        measure(store, key(machine=this_machine().fingerprint), 1.0)
-        measure(store, key(machine="other"), 2.0)
+        measure(store, key(machine=here.fingerprint, kernels=here.kernels), 1.0)
+        measure(store, key(machine="other", kernels=here.kernels), 2.0)
+        measure(store, key(machine=here.fingerprint), 3.0)  # by other kernels
     assert [m.seconds for m in measured_here(CONV, 2)] == [1.0]
 
 
