@@ -10,7 +10,7 @@ from math import inf, prod
 from znni import geometry
 from znni.arena import aligned
 from znni.errors import InvalidShape
-from znni.layers import Conv, ConvMaxPoolFragments, Relayout, Shape, Triple
+from znni.layers import Conv, ConvMaxPoolFragments, Recombine, Relayout, Shape, Triple
 from znni.layouts import LAYOUTS, PLAIN, tensor_bytes
 from znni.network import Network
 from znni.nodes import INPUT
@@ -88,7 +88,8 @@ class Walk:
         self._spans = lifetimes(self.nodes, loops)
         # of what is held beside a step's own, the layout is another node's affair: the larger one is counted
         large = {name: aligned(max(tensor_bytes(s, layout) for layout in LAYOUTS)) for name, s in self._shapes.items()}
-        large[INPUT] = aligned(tensor_bytes(shape))
+        for name in (INPUT, *(node.name for node in self.nodes if isinstance(node.layer, Recombine))):
+            large[name] = aligned(tensor_bytes(self._shapes[name]))  # plain, whoever makes it
         self._beside = []
         for step, call in enumerate(self.calls):
             own = {call.node.name, call.node.inputs[0]}
