@@ -17,6 +17,10 @@ class MemoryLimit(ZnniError):
     """A plan or operator needs more bytes than it may use."""
 
 
+class NoDevice(ZnniError):
+    """A GPU was asked for, and there is none that can be used: driver, library or compiler missing, or none opened."""
+
+
 class FormatError(ZnniError, ValueError):
     """A network, plan or volume file that cannot be read, or holds what cannot be used."""
 
@@ -27,3 +31,15 @@ class PlanMismatch(ZnniError):
 
 class RunFailed(ZnniError):
     """Work that was started and failed midway (exit code 1): disk full, a candidate's crash, a missed tolerance."""
+
+
+class DeviceError(RunFailed):
+    """Work on a device failed: a kernel that could not be compiled or launched, a library's call, a copy."""
+
+
+class DeviceMemory(DeviceError, MemoryLimit):
+    """A device has less memory free than was asked for."""
+
+
+class DeviceLost(DeviceError):
+    """A device stopped answering, or a kernel broke its context: nothing more can be done with it in this process."""

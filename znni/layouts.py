@@ -1,4 +1,5 @@
-"""How the voxels of an array lie in memory: *plain*, channel after channel, or *blocked*, by vectors of channels.
+"""How the voxels of an array lie in memory: *plain*, channel after channel, or *blocked*, by vectors of channels; and on the
+*device*: plain, but in the memory of the GPU.
 
 Blocked, `LANES` channels of one voxel lie side by side (16 on AVX-512, 8 on AVX, 4 otherwise): an array of logical shape
 ``(batch, channels, z, y, x)`` is ``(batch, ceil(channels / LANES), z, y, x, LANES)``. Lanes beyond the last channel hold
@@ -17,7 +18,8 @@ from znni._kernels.direct import LANES
 from znni.errors import Unsupported
 from znni.layers import Shape
 
-PLAIN, BLOCKED = "plain", "blocked"
+PLAIN, BLOCKED, DEVICE = "plain", "blocked", "device"
+#: Those of the host.
 LAYOUTS = (PLAIN, BLOCKED)
 
 _FLOAT_BYTES = 4
@@ -25,7 +27,7 @@ _FLOAT_BYTES = 4
 
 def array_shape(shape: Shape, layout: str) -> tuple[int, ...]:
     """Shape of the array that holds a tensor of logical `shape`."""
-    if layout == PLAIN:
+    if layout != BLOCKED:
         return tuple(shape)
     return (shape[0], -(-shape[1] // LANES), *shape[2:], LANES)
 
@@ -39,8 +41,8 @@ def layouts_of(config: Mapping) -> tuple[str, str]:
     """The layouts that an operator of this config takes its input in and gives its output in."""
     takes, gives = config.get("takes", PLAIN), config.get("gives", PLAIN)
     for layout in (takes, gives):
-        if layout not in LAYOUTS:
-            raise Unsupported(f"a layout is {' or '.join(LAYOUTS)}, got {layout!r}")
+        if layout not in (*LAYOUTS, DEVICE):
+            raise Unsupported(f"a layout is {', '.join(LAYOUTS)} or {DEVICE}, got {layout!r}")
     return takes, gives
 
 

@@ -8,7 +8,8 @@
     operator(x, out, workspace)                       allocates nothing, writes every element of `out`
 
 `shape` is always that of the layer's input, ``(batch, channels, z, y, x)``. Arrays are C-contiguous float32, in the layouts
-(`znni.layouts`) that the config's ``takes`` and ``gives`` name; plain where it names none.
+(`znni.layouts`) that the config's ``takes`` and ``gives`` name; plain where it names none. In layout ``device`` they are
+`znni.gpu.DeviceArray`, and so is the workspace of a primitive on the GPU (`znni.gpu.operator`).
 """
 
 from __future__ import annotations
@@ -91,19 +92,27 @@ class Operator(ABC):
             Of shape `out_shape`, or what that is in layout `gives`. Every element is written (of a layer cut into parts,
             those of the part), lanes beyond its channels with zeros; must not overlap `x`.
         workspace : ndarray of uint8, 64-byte aligned
-            At least ``memory.host_workspace_bytes`` long; its contents are lost.
+            At least `workspace_bytes` long; its contents are lost.
         """
+        self.check_arrays(x, out, workspace)
+        self.compute(x, out, workspace)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of the workspace that a call is given."""
+        return self.memory.host_workspace_bytes
+
+    def check_arrays(self, x: np.ndarray, out: np.ndarray, workspace: np.ndarray) -> None:
+        """`InvalidShape` where a call's arrays are not what it was prepared for."""
         if x.shape != self._x_shape or out.shape != self._result_shape:
             raise InvalidShape(
                 f"{self.primitive.name} was prepared for {by_x(self._x_shape)} -> {by_x(self._result_shape)}, "
                 f"got {by_x(x.shape)} -> {by_x(out.shape)}"
             )
-        if workspace.nbytes < self.memory.host_workspace_bytes:
+        if workspace.nbytes < self.workspace_bytes:
             raise InvalidShape(
-                f"{self.primitive.name} needs a workspace of {self.memory.host_workspace_bytes} bytes, "
-                f"got {workspace.nbytes}"
+                f"{self.primitive.name} needs a workspace of {self.workspace_bytes} bytes, got {workspace.nbytes}"
             )
-        self.compute(x, out, workspace)
 
     @abstractmethod
     def compute(self, x: np.ndarray, out: np.ndarray, workspace: np.ndarray) -> None:
@@ -151,6 +160,10 @@ class Primitive(ABC):
     def error(self, layer: Layer, shape: Shape, config: Config) -> float:
         """Relative L2 error against float64 to expect of this layer: what was measured on layers like it."""
         return 5e-7
+
+    def tolerance_of(self, config: Config) -> float:
+        """The relative L2 error of one layer that the contract test allows this config."""
+        return self.tolerance
 
     #: Fraction of the machine's FLOP/s, and of its bytes/s, that a guess assumes before anything is measured.
     efficiency: tuple[float, float] = (0.5, 0.5)
