@@ -87,6 +87,19 @@ def test_the_fingerprint_follows_the_cpu(tmp_path):
     assert _fingerprint(tmp_path, "flags", ZEN4.replace("avx512f ", "")) != one
 
 
+def test_the_gpu_and_its_driver_are_part_of_the_machine(tmp_path):
+    bare = read_machine(_root(tmp_path))
+    assert (bare.gpu, bare.gpu_driver) == (None, None)
+    proc = tmp_path / "proc/driver/nvidia"
+    (proc / "gpus/0000:01:00.0").mkdir(parents=True)
+    (proc / "gpus/0000:01:00.0/information").write_text("Model: \t NVIDIA H200\nIRQ: \t 52\n")
+    (proc / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.82.07  Release Build\n")
+    with_gpu = read_machine(tmp_path)
+    assert (with_gpu.gpu, with_gpu.gpu_driver) == ("NVIDIA H200", "580.82.07")
+    assert with_gpu.fingerprint != bare.fingerprint
+    assert "GPU: none there, NVIDIA H200 here" in with_gpu.differences(bare.describe())
+
+
 def test_cores_are_what_affinity_and_quota_leave(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     for quota, cores in ((None, 8), (16.0, 8), (3.7, 3), (0.5, 1)):

@@ -16,6 +16,7 @@ import numpy as np
 
 from znni._kernels import _build_info
 from znni.cgroup import cpu_quota
+from znni.nvidia import gpu_driver, gpu_model
 from znni.process_memory import total_bytes
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ def read_machine(root: Path = _ROOT) -> Machine:
         "kernels": kernels_digest(),
         "python": ".".join(platform.python_version_tuple()[:2]),
         "numpy": ".".join(np.__version__.split(".")[:2]),
-        "gpu": None,
-        "gpu_driver": None,
+        "gpu": gpu_model(root),
+        "gpu_driver": gpu_driver(root),
     }
     text = json.dumps(_lasting(facts), sort_keys=True, default=list)
     return Machine(fingerprint=hashlib.sha256(text.encode()).hexdigest(), **facts)
