@@ -5,10 +5,11 @@ import pytest
 
 import znni
 from znni import geometry
-from znni.candidate import Candidate, plan_of, solve_candidate
+from znni.candidate import plan_of, solve_candidate
 from znni.default_plan import default_plan
 from znni.errors import InvalidShape
 from znni.predict import Predictor
+from znni.walk import Candidate
 
 MIB = 1 << 20
 

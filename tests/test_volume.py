@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from znni.errors import FormatError, InvalidShape, RunFailed
 from znni.normalise import SCAN_BYTES, Normaliser
+from znni.program import Program
 from znni.volume import Grid, cut_axis, output_shape, run_volume
 from znni.volume_files import create_volume, open_volume
 
@@ -39,6 +40,8 @@ class WeightedSum:
                 part = x[(slice(None), channel, *(slice(a, a + n) for a, n in zip(at, size, strict=True)))]
                 out += self.weights[(slice(None), channel, *at)][:, None, None, None] * part[:, None]
         return out
+
+    run_all = Program.run_all
 
     def run(self):
         assert np.isfinite(self.input).all()
@@ -122,7 +125,8 @@ def test_the_result_is_that_of_the_whole_volume(tmp_path, volume, batch):
     assert done.runs == program.runs == -(-done.patches // batch)
     assert done.computed_voxels == done.runs * batch * 10 * 12 * 14
     assert done.voxels_per_s == pytest.approx(done.voxels / done.wall_s)
-    assert done.wall_s == pytest.approx(done.prepare_s + done.read_s + done.compute_s + done.write_s)
+    accounted_s = done.prepare_s + done.read_s + done.compute_s + done.write_s
+    assert accounted_s == pytest.approx(done.wall_s, rel=0.02, abs=0.02) and accounted_s <= done.wall_s
 
 
 @pytest.mark.parametrize("name", ["out.npy", "out.h5"])
@@ -252,6 +256,7 @@ MEASURED = """
     import sys
     import numpy as np
     from znni import normalise, volume
+    from znni.program import Program
     from znni.volume_files import create_volume, open_volume
 
     def peak():
@@ -262,6 +267,8 @@ MEASURED = """
         def __init__(self):
             self.input = np.zeros((1, 1, 64, 128, 128), np.float32)
             self.output = self.input
+
+        run_all = Program.run_all
 
         def run(self):
             pass

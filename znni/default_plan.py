@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from znni.candidate import SLACK_BYTES, Candidate, Solved, needed_bytes, plan_of, solve_candidate, useful_share
+from znni.candidate import SLACK_BYTES, Solved, needed_bytes, plan_of, solve_candidate, useful_share
 from znni.errors import MemoryLimit
 from znni.layers import Triple, by_x
 from znni.lowering import POOLING
@@ -14,6 +14,7 @@ from znni.plan import Plan
 from znni.predict import Predictor
 from znni.process_memory import available_bytes, resident_bytes
 from znni.verify import DEFAULT_TOLERANCE
+from znni.walk import Candidate
 
 #: Steps along an axis that are tried: fine at first, then about 1.3 times apart, where the throughput is flat.
 _STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 28, 36, 46, 60, 78, 100, 130)
@@ -58,6 +59,8 @@ def default_candidate(
     budget_bytes: int,
     volume: Triple | None = None,
     tolerance: float = DEFAULT_TOLERANCE,
+    device_budget_bytes: int = 0,
+    split: bool = True,
 ) -> Solved | None:
     """The best of a coarse set of patches by predicted throughput, or None where none fits.
 
@@ -67,15 +70,16 @@ def default_candidate(
     found: list[tuple[float, Solved]] = []
     for family in _outputs(network, volume):
         for output in family:
+            candidate = Candidate(output, 1, "fragments", predictor.threads)
             solved = solve_candidate(
-                network, Candidate(output, 1, "fragments", predictor.threads), predictor, budget_bytes, tolerance
+                network, candidate, predictor, budget_bytes, tolerance, device_budget_bytes, split
             )
             if solved is None:
                 break  # a larger one of the family does not fit either
             found.append((solved.voxels_per_s * useful_share(output, volume), solved))
     if not found:
         smallest = Candidate((1, 1, 1), 1, "filter", predictor.threads)
-        return solve_candidate(network, smallest, predictor, budget_bytes, tolerance)
+        return solve_candidate(network, smallest, predictor, budget_bytes, tolerance, device_budget_bytes, split)
     best_rate = max(rate for rate, _ in found)
     return min((s for rate, s in found if rate > _AS_GOOD * best_rate), key=lambda s: s.solution.total_bytes)
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
 
 from znni.errors import MemoryLimit
+from znni.gpu.current import current
 from znni.network import Network
+from znni.pipeline import Pipeline
 from znni.plan import Plan
 from znni.process_memory import available_bytes, resident_bytes
 from znni.program import Program
 from znni.solve import Choice
-from znni.volume import Grid, VolumeRun, output_shape, run_volume
+from znni.volume import Grid, Patch, VolumeRun, output_shape, run_volume
 from znni.volume_files import create_volume, open_volume
 
 
-def program(network: Network, plan: Plan, limit_bytes: int | None = None) -> Program:
+def program(network: Network, plan: Plan, limit_bytes: int | None = None) -> Program | Pipeline:
     """The plan's program, its memory taken.
 
     Raises `MemoryLimit` where what it needs is not free, or would lift this process above `limit_bytes`.
@@ -36,8 +38,20 @@ def program(network: Network, plan: Plan, limit_bytes: int | None = None) -> Pro
             f"this plan needs {need / mib:.0f} MiB beside the {held / mib:.0f} MiB that this process holds, which is more than "
             f"its limit of {limit_bytes / mib:.0f} MiB; tune with a lower --memory"
         )
+    device_need = plan.memory.get("device_arena_bytes", 0) + plan.memory.get("device_resident_bytes", 0)
+    if device_need > (device_free := current().free_bytes() if device_need else 0):
+        raise MemoryLimit(
+            f"this plan needs {device_need / mib:.0f} MiB on {current().name}, but {device_free / mib:.0f} MiB are free "
+            "there; tune with a lower --gpu-memory"
+        )
     choices = [(layer.name, Choice(layer.primitive, layer.config)) for layer in plan.layers]
-    return Program(network, plan.pooling, plan.levels, plan.input_shape(network.in_channels), choices, plan.threads)
+    shape = plan.input_shape(network.in_channels)
+    if plan.split is None:
+        return Program(network, plan.pooling, plan.levels, shape, choices, plan.threads)
+    cut = plan.cut_at()
+    return Pipeline(
+        network, plan.pooling, plan.levels, shape, plan.split, choices[:cut], choices[cut:], plan.threads
+    )
 
 
 def run_array(network: Network, plan: Plan, x: np.ndarray) -> np.ndarray:
@@ -56,15 +70,19 @@ def run_array(network: Network, plan: Plan, x: np.ndarray) -> np.ndarray:
     made = plan.program()
     grid = Grid(x.shape[2:], plan.input_patch, network.field_of_view)
     out = np.empty((x.shape[0], network.out_channels, *grid.output), np.float32)
-    jobs = product(range(x.shape[0]), grid)
-    while together := list(islice(jobs, plan.batch)):
-        made.input[:] = 0  # what patches overhang, and what a short last batch leaves over
+
+    def fill(together: Sequence[tuple[int, Patch]], batch: np.ndarray) -> None:
+        batch[:] = 0  # what patches overhang, and what a short last batch leaves over
         for slot, (b, patch) in enumerate(together):
             size = tuple(s.stop - s.start for s in patch.read)
-            made.input[(slot, slice(None), *map(slice, size))] = x[(b, slice(None), *patch.read)]
-        made.run()
+            batch[(slot, slice(None), *map(slice, size))] = x[(b, slice(None), *patch.read)]
+
+    def drain(together: Sequence[tuple[int, Patch]], batch: np.ndarray) -> None:
         for slot, (b, patch) in enumerate(together):
-            out[(b, slice(None), *patch.write)] = made.output[(slot, slice(None), *patch.keep)]
+            out[(b, slice(None), *patch.write)] = batch[(slot, slice(None), *patch.keep)]
+
+    jobs = product(range(x.shape[0]), grid)
+    made.run_all(iter(lambda: list(islice(jobs, plan.batch)), []), fill, drain)
     return out
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from znni.errors import FormatError, PlanMismatch, ZnniError
 from znni.layers import Relayout, Shape, Triple
+from znni.layouts import PLAIN
 from znni.plan_schema import validate
 from znni.schedule import Level, Levels
 
@@ -100,6 +101,15 @@ class Plan:
         """Threads that it was tuned for and runs with."""
         return self.schedule["threads"]
 
+    def cut_at(self) -> int:
+        """Of a split plan, how many steps its first part has: `split` layers, and the conversion to plain after them."""
+        from znni.primitives import get
+
+        computing = [i for i, layer in enumerate(self.layers) if get(layer.primitive).kind != Relayout.kind]
+        after = computing[self.split - 1] + 1
+        converts = after not in computing and self.layers[after].layout == PLAIN
+        return after + converts
+
     def input_shape(self, in_channels: int) -> Shape:
         """Shape of the program's input."""
         return (self.batch, in_channels, *self.input_patch)
@@ -112,7 +122,7 @@ class Plan:
             self.machine.get("kernels"),
             self.patch,
             self.split,
-            self.schedule,
+            {key: value for key, value in self.schedule.items() if key != "split_seconds"},
             [[layer.name, layer.primitive, layer.config, layer.layout] for layer in self.layers],
         ]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from znni.arena import aligned
+from znni.gpu.ceilings import DeviceCeilings
+from znni.gpu.device import device_aligned
 from znni.layers import Layer, Shape
-from znni.layouts import PLAIN, layouts_of, tensor_bytes, with_layouts
+from znni.layouts import DEVICE, PLAIN, layouts_of, tensor_bytes, with_layouts
 from znni.primitives import candidates, get, registered
-from znni.primitives.base import Config, Primitive, config_key
+from znni.primitives.base import Config, Cost, Primitive, config_key
 from znni.solve import Choice, Option, undominated
 
 #: What a guess assumes of a machine whose ceilings are not known: one core of a modern desktop.
@@ -47,6 +49,8 @@ class Predictor:
         What the store knows at that thread count.
     foreign : bool
         Whether other libraries' primitives may be used, which a plan that is to travel should not.
+    gpu : DeviceCeilings, optional
+        Of the open device, whose primitives are then options too.
     """
 
     def __init__(
@@ -56,15 +60,18 @@ class Predictor:
         bytes_per_s: float = ASSUMED_BYTES_PER_S,
         measured: Iterable[Measured] = (),
         foreign: bool = False,
+        gpu: DeviceCeilings | None = None,
     ):
         self.threads, self.flop_per_s, self.bytes_per_s, self.foreign = threads, flop_per_s, bytes_per_s, foreign
+        self.gpu = gpu
         self._options: dict[tuple, list[Option]] = {}
         self._best: dict[tuple, list[Option]] = {}
         self._exact: dict[tuple, float] = {}
         self._kindred: dict[tuple, list[tuple[float, float]]] = defaultdict(list)
         known = registered()
         for row in measured:
-            if row.primitive in known:  # another library's may have been installed when it was measured
+            # another library's may have been installed when it was measured, or a GPU been open
+            if row.primitive in known and (gpu or known[row.primitive].device == "cpu"):
                 self.add(row)
 
     def add(self, row: Measured) -> None:
@@ -82,12 +89,23 @@ class Predictor:
         """The cost model's guess: arithmetic and traffic, each at the primitive's usual share of the ceiling."""
         cost = primitive.cost(layer, shape, config)
         of_flop, of_bytes = primitive.efficiency
+        if primitive.device == "gpu":
+            return self._gpu_model(cost, primitive, layer, shape, config)
         transposed = 0
         if len(primitive.layouts) > 1:
             sides = zip((shape, layer.output_shape(shape)), layouts_of(config), strict=True)
             transposed = sum(tensor_bytes(own) for own, layout in sides if layout == PLAIN and own[1] > 1)
         moved_s = cost.moved_bytes / of_bytes + _TRANSPOSITION * transposed
         return cost.flop / (of_flop * self.flop_per_s) + moved_s / self.bytes_per_s
+
+    def _gpu_model(self, cost: Cost, primitive: Primitive, layer: Layer, shape: Shape, config: Config) -> float:
+        """Copies to and from the host, where a side lies there, go on while others compute."""
+        of_flop, of_bytes = primitive.efficiency
+        takes, gives = layouts_of(config)
+        up_s = tensor_bytes(shape) / self.gpu.upload_bytes_per_s if takes != DEVICE else 0.0
+        down_s = tensor_bytes(layer.output_shape(shape)) / self.gpu.download_bytes_per_s if gives != DEVICE else 0.0
+        work_s = cost.flop / (of_flop * self.gpu.flop_per_s) + cost.moved_bytes / (of_bytes * self.gpu.bytes_per_s)
+        return max(work_s, up_s, down_s)
 
     def seconds(self, primitive: Primitive, layer: Layer, shape: Shape, config: Config) -> tuple[float, str]:
         """Predicted seconds and their basis: "measured", "scaled" or "model"."""
@@ -110,7 +128,8 @@ class Predictor:
         if key not in self._options:
             self._options[key] = [
                 self._option(primitive, layer, shape, with_layouts(config, *layouts))
-                for primitive in candidates(layer, shape)
+                for device in (("cpu",) if self.gpu is None else ("cpu", "gpu"))
+                for primitive in candidates(layer, shape, device)
                 if self.foreign or not primitive.foreign
                 for config in primitive.configs(layer, shape)
                 for layouts in primitive.layouts
@@ -129,6 +148,7 @@ class Predictor:
         seconds, basis = self.seconds(primitive, layer, shape, config)
         takes, gives = layouts_of(config)
         workspace_bytes = aligned(memory.host_workspace_bytes)
+        device_workspace_bytes = device_aligned(memory.device_workspace_bytes)
         return Option(
             Choice(primitive.name, config),
             seconds,
@@ -139,6 +159,9 @@ class Predictor:
             basis,
             workspace_bytes,
             primitive.error(layer, shape, config),
+            device_workspace_bytes,
+            device_aligned(memory.device_resident_bytes),
+            device_workspace_bytes,
         )
 
 

@@ -40,12 +40,13 @@ Levels = tuple[Level, ...]
 
 @dataclass(frozen=True)
 class Loop:
-    """Nodes from number `start` to the last run `parts` times: over slices of the batch that node `start` reads, or
-    (`slices` false) over the parts of its layer."""
+    """Nodes from number `start` up to `end` (None: to the last) run `parts` times: over slices of the batch that node `start`
+    reads, or (`slices` false) over the parts of its layer. All loops end together."""
 
     start: int
     parts: int
     slices: bool
+    end: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def calls_of(nodes: Sequence[Node], loops: Sequence[Loop], shape: Shape) -> tupl
                 if taken[0] % loop.parts:
                     raise InvalidShape(f"{taken[0]} fragments cannot be cut into {loop.parts} parts at {node.name}")
                 taken = (taken[0] // loop.parts, *taken[1:])
-        repeats = prod(loop.parts for loop in loops if loop.start <= i)
+        repeats = prod(loop.parts for loop in loops if loop.start <= i and (loop.end is None or i < loop.end))
         tensors[node.name] = out = node.layer.output_shape(taken)
         found.append(Call(node, source, taken, out, repeats))
     return tuple(found)
@@ -131,19 +132,37 @@ def lifetimes(nodes: Sequence[Node], loops: Sequence[Loop] = ()) -> dict[str, tu
     """First and last step (node number) at which each node's result, and the input, must be held.
 
     The input is filled before step 0, the last result is read after the last step. What a loop reads from before it is
-    held until the loop ends, which is with the last node; and what it writes for after it, from where it begins.
+    held until the loop ends; and what it writes for after it, from where it begins.
     """
     spans = {INPUT: [0, 0]}
-    last = len(nodes) - 1
+    last = (loops[0].end or len(nodes)) - 1 if loops else len(nodes) - 1
     for step, node in enumerate(nodes):
         spans[node.name] = [step, step]
         for name in node.inputs:
             made = -1 if name == INPUT else spans[name][0]
-            entered = any(made < loop.start <= step for loop in loops)
+            entered = step <= last and any(made < loop.start <= step for loop in loops)
             spans[name][1] = last if entered else max(spans[name][1], step)
     if loops:
-        spans[nodes[-1].name][0] = min(spans[nodes[-1].name][0], min(loop.start for loop in loops))
+        spans[nodes[last].name][0] = min(spans[nodes[last].name][0], min(loop.start for loop in loops))
     return {name: (first, end) for name, (first, end) in spans.items()}
+
+
+def span_of(
+    nodes: Sequence[Node], loops: Sequence[Loop], first: int, last: int
+) -> tuple[tuple[Node, ...], tuple[Loop, ...]]:
+    """Nodes from number `first` up to `last` alone, which read as `INPUT` what came before, and their loops.
+
+    Raises `InvalidShape` where the cut lies within a loop.
+    """
+    if any(loop.start < first or last < len(nodes) for loop in loops if loop.start < last):
+        raise InvalidShape(f"a loop over fragments goes on to the end, so it cannot be cut at node {first} or {last}")
+    before = {node.name for node in nodes[:first]}
+    made = [
+        Node(node.name, node.layer, tuple(INPUT if name in before else name for name in node.inputs))
+        for node in nodes[first:last]
+    ]
+    inside = (loop for loop in loops if first <= loop.start < last)
+    return tuple(made), tuple(Loop(loop.start - first, loop.parts, loop.slices) for loop in inside)
 
 
 def with_relayouts(
@@ -151,7 +170,8 @@ def with_relayouts(
 ) -> tuple[tuple[Node, ...], tuple[Loop, ...]]:
     """Nodes and loops with the nodes of `before` put before those of the numbers given (or, beyond the last, after it).
 
-    A loop over slices begins with the node put before its first one; a loop over parts does not hold it.
+    A loop over slices begins with the node put before its first one; a loop over parts does not hold it. What comes after the
+    last node is in no loop.
     """
     made: list[Node] = []
     moved: dict[int, tuple[int, int]] = {}
@@ -164,7 +184,8 @@ def with_relayouts(
         made.append(node)
     if len(nodes) in before:
         made.append(before[len(nodes)])
-    return tuple(made), tuple(Loop(moved[p.start][0 if p.slices else 1], p.parts, p.slices) for p in loops)
+    end = len(made) - (len(nodes) in before)
+    return tuple(made), tuple(Loop(moved[p.start][0 if p.slices else 1], p.parts, p.slices, end) for p in loops)
 
 
 def schedules(nodes: Sequence[Node], batch: int) -> Iterator[Levels]:

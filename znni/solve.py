@@ -6,15 +6,19 @@ what is left is a shortest path through the layouts of the tensors between nodes
 between them), under a bound on the sum of resident bytes: a multiple-choice knapsack, solved exactly by merging Pareto
 fronts, one for each layout. (Without layouts, and with one shared workspace, it is solved as an integer program by mu-cuDNN,
 Oyama et al., CLUSTER 2018.)
+
+A GPU's memory is bounded in the same way beside the host's: "device" is a layout like the others, whose conversions are the
+copies to and from it, levels are pairs, and so are the sums of resident bytes.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
-from znni.layouts import PLAIN
+from znni.layouts import DEVICE, PLAIN
 from znni.primitives.base import Config
 
 
@@ -30,9 +34,9 @@ class Choice:
 class Option:
     """One way to compute a node: its predicted time, all calls together, and the bytes that it takes.
 
-    `step_bytes` is what the arena holds while it runs: live tensors and workspace. `takes` and `gives` are its layouts;
-    `basis` is where `seconds` comes from: "measured", "scaled" from a measurement, or "model"; `error` is the relative L2
-    error to expect of the layer.
+    `step_bytes` is what the arena holds while it runs: live tensors and workspace, `device_step_bytes` what the one on the
+    GPU does. `takes` and `gives` are its layouts; `basis` is where `seconds` comes from: "measured", "scaled" from a
+    measurement, or "model"; `error` is the relative L2 error to expect of the layer.
     """
 
     choice: Choice
@@ -44,6 +48,14 @@ class Option:
     basis: str = "model"
     workspace_bytes: int = 0
     error: float = 0.0
+    device_step_bytes: int = 0
+    device_resident_bytes: int = 0
+    device_workspace_bytes: int = 0
+
+    @property
+    def device(self) -> str:
+        """Where it computes: "cpu" or "gpu"."""
+        return self.choice.primitive.partition(".")[0]
 
 
 #: Conversions that may come before a node, by (layout that there is, layout that is taken).
@@ -59,29 +71,43 @@ class Solution:
     seconds: float
     arena_bytes: int
     resident_bytes: int
+    device_arena_bytes: int = 0
+    device_resident_bytes: int = 0
+
+    @property
+    def parts(self) -> tuple[Solution, ...]:
+        """Itself: it is not split."""
+        return (self,)
 
     @property
     def total_bytes(self) -> int:
-        """Arena and resident bytes together."""
+        """Arena and resident bytes of the host together."""
         return self.arena_bytes + self.resident_bytes
 
+    @property
+    def device_bytes(self) -> int:
+        """Arena and resident bytes of the GPU together."""
+        return self.device_arena_bytes + self.device_resident_bytes
 
-#: (resident bytes, seconds, (last option, conversion before it, the same of what came before))
-_Entry = tuple[int, float, tuple | None]
+
+#: (resident bytes, the GPU's, seconds, (last option, conversion before it, the same of what came before))
+_Entry = tuple[int, int, float, tuple | None]
 
 
 def _front(entries: Sequence[_Entry]) -> list[_Entry]:
-    """Entries that no other beats in both resident bytes and seconds."""
+    """Entries that no other beats in resident bytes of either kind and seconds."""
     front: list[_Entry] = []
-    for entry in sorted(entries, key=lambda e: (e[0], e[1])):
-        if not front or entry[1] < front[-1][1]:
+    flat = not any(entry[1] for entry in entries)  # then the last one kept decides
+    for entry in sorted(entries, key=lambda e: e[:3]):  # those before it need no more of the host's
+        rivals = front[-1:] if flat else front
+        if not any(kept[1] <= entry[1] and kept[2] <= entry[2] for kept in rivals):
             front.append(entry)
     return front
 
 
 def _fastest(entries: Sequence[_Entry]) -> list[_Entry]:
     """The entry of least seconds alone."""
-    return [min(entries, key=lambda e: (e[1], e[0]))]
+    return [min(entries, key=lambda e: (e[2], e[0], e[1]))]
 
 
 def smallest_bytes(nodes: Sequence[Sequence[Option]]) -> int:
@@ -96,7 +122,7 @@ def smallest_bytes(nodes: Sequence[Sequence[Option]]) -> int:
 
 
 def undominated(options: Sequence[Option]) -> list[Option]:
-    """Options that no other of the same layouts beats, or equals, in seconds and both kinds of bytes."""
+    """Options that no other of the same layouts beats, or equals, in seconds and all kinds of bytes."""
     kept: list[Option] = []
     for o in sorted(options, key=lambda o: (o.seconds, o.step_bytes, o.resident_bytes)):
         if not any(
@@ -104,6 +130,8 @@ def undominated(options: Sequence[Option]) -> list[Option]:
             and k.gives == o.gives
             and k.step_bytes <= o.step_bytes
             and k.resident_bytes <= o.resident_bytes
+            and k.device_step_bytes <= o.device_step_bytes
+            and k.device_resident_bytes <= o.device_resident_bytes
             for k in kept
         ):
             kept.append(o)
@@ -115,8 +143,10 @@ def solve(
     limit_bytes: int,
     conversions: Sequence[Conversions] | None = None,
     below_s: float = float("inf"),
+    device_limit_bytes: int = 0,
+    kept_on_host: Collection[int] = (),
 ) -> Solution | None:
-    """The fastest choice within `limit_bytes`, or None where there is none.
+    """The fastest choice within `limit_bytes`, and `device_limit_bytes` on the GPU, or None where there is none.
 
     Parameters
     ----------
@@ -129,49 +159,63 @@ def solve(
         result must be plain. By default there are none, and nodes must agree.
     below_s : float
         Only what is faster than this is wanted.
+    kept_on_host : collection of int
+        Numbers of nodes whose input must not come to them on the device (though it may be converted to that).
     """
     conversions = conversions or [{}] * (len(nodes) + 1)
     nodes = [undominated(own) for own in nodes]
-    levels = {o.step_bytes for own in nodes for o in own}
-    levels |= {o.step_bytes for own in conversions for o in own.values()}
+    every = [o for own in (*nodes, *(own.values() for own in conversions)) for o in own]
+    levels = sorted({o.step_bytes for o in every if o.step_bytes <= limit_bytes}, reverse=True)
+    device_levels = {o.device_step_bytes for o in every if o.device_step_bytes <= device_limit_bytes}
     best: Solution | None = None
-    for level in sorted(levels, reverse=True):
-        if level > limit_bytes:
+    for level, device_level in product(levels, sorted(device_levels, reverse=True)):
+
+        def below(o: Option, level: int = level, device_level: int = device_level) -> bool:
+            return o.step_bytes <= level and o.device_step_bytes <= device_level
+
+        allowed = [[o for o in own if below(o)] for own in nodes]
+        # where a node is left without options, or all that are left are too slow, a lower level allows no more
+        if not all(allowed) or sum(min(o.seconds for o in own) for own in allowed) >= below_s:
+            if device_level == max(device_levels):
+                break
             continue
-        allowed = [[o for o in own if o.step_bytes <= level] for own in nodes]
-        if not all(allowed):
-            break  # a lower level allows no more
-        if sum(min(o.seconds for o in own) for own in allowed) >= below_s:
-            break  # nor is it faster
-        between = [{k: o for k, o in own.items() if o.step_bytes <= level} for own in conversions]
+        between = [{k: o for k, o in own.items() if below(o)} for own in conversions]
         # the fastest path of all may fit as it is; only where it does not is there something to weigh
-        found = _path(allowed, between, sys.maxsize, _fastest)
-        if found and found.resident_bytes > limit_bytes - level:
-            found = found.seconds < below_s and _path(allowed, between, limit_bytes - level, _front)
+        resident_limits = limit_bytes - level, device_limit_bytes - device_level
+        found = _path(allowed, between, (sys.maxsize, sys.maxsize), _fastest, kept_on_host)
         if found and found.seconds < below_s:
-            best, below_s = found, found.seconds
+            if found.resident_bytes <= resident_limits[0] and found.device_resident_bytes <= resident_limits[1]:
+                return found  # a lower level allows nothing faster
+            found = _path(allowed, between, resident_limits, _front, kept_on_host)
+            if found and found.seconds < below_s:
+                best, below_s = found, found.seconds
     return best
 
 
 def _path(
     nodes: Sequence[Sequence[Option]],
     conversions: Sequence[Conversions],
-    resident_limit: int,
+    resident_limits: tuple[int, int],
     kept: Callable[[Sequence[_Entry]], list[_Entry]],
+    kept_on_host: Collection[int],
 ) -> Solution | None:
-    fronts: dict[str, list[_Entry]] = {PLAIN: [(0, 0.0, None)]}
-    for own, before in zip(nodes, conversions, strict=False):
+    limit, device_limit = resident_limits
+    fronts: dict[str, list[_Entry]] = {PLAIN: [(0, 0, 0.0, None)]}
+    for number, (own, before) in enumerate(zip(nodes, conversions, strict=False)):
+        if number in kept_on_host:
+            fronts.pop(DEVICE, None)
         merged: dict[str, list[_Entry]] = {}
         for o in own:
-            for resident, seconds, path, conversion in _arriving(fronts, before, o.takes, resident_limit):
-                if resident + o.resident_bytes <= resident_limit:
-                    entry = (resident + o.resident_bytes, seconds + o.seconds, (o, conversion, path))
+            for resident, device_resident, seconds, path, conversion in _arriving(fronts, before, o.takes):
+                held, device_held = resident + o.resident_bytes, device_resident + o.device_resident_bytes
+                if held <= limit and device_held <= device_limit:
+                    entry = (held, device_held, seconds + o.seconds, (o, conversion, path))
                     merged.setdefault(o.gives, []).append(entry)
         fronts = {layout: kept(entries) for layout, entries in merged.items()}
-    ends = _arriving(fronts, conversions[-1], PLAIN, resident_limit)
+    ends = [end for end in _arriving(fronts, conversions[-1], PLAIN) if end[0] <= limit and end[1] <= device_limit]
     if not ends:
         return None
-    resident, seconds, path, last = min(ends, key=lambda end: end[1])
+    resident, device_resident, seconds, path, last = min(ends, key=lambda end: end[2])
     chosen: list[Option] = []
     before_each: list[Option | None] = [last]
     while path is not None:
@@ -180,18 +224,19 @@ def _path(
         before_each.append(conversion)
     chosen.reverse()
     before_each.reverse()
-    arena = max(o.step_bytes for o in (*chosen, *filter(None, before_each)))
-    return Solution(tuple(chosen), tuple(before_each), seconds, arena, resident)
+    steps = (*chosen, *filter(None, before_each))
+    arena, device_arena = max(o.step_bytes for o in steps), max(o.device_step_bytes for o in steps)
+    return Solution(tuple(chosen), tuple(before_each), seconds, arena, resident, device_arena, device_resident)
 
 
 def _arriving(
-    fronts: Mapping[str, list[_Entry]], conversions: Conversions, layout: str, resident_limit: int
-) -> list[tuple[int, float, tuple | None, Option | None]]:
+    fronts: Mapping[str, list[_Entry]], conversions: Conversions, layout: str
+) -> list[tuple[int, int, float, tuple | None, Option | None]]:
     """What can be in `layout` at a node: entries that are, and those that are converted to it."""
     arriving = [(*entry, None) for entry in fronts.get(layout, ())]
     for (have, taken), o in conversions.items():
         if taken == layout:
-            for resident, seconds, path in fronts.get(have, ()):
-                if resident + o.resident_bytes <= resident_limit:
-                    arriving.append((resident + o.resident_bytes, seconds + o.seconds, path, o))
+            for resident, device_resident, seconds, path in fronts.get(have, ()):
+                held = resident + o.resident_bytes, device_resident + o.device_resident_bytes
+                arriving.append((*held, seconds + o.seconds, path, o))
     return arriving

@@ -7,7 +7,7 @@ no output voxel is taken from two patches, so there is nothing to blend.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from math import prod
@@ -29,8 +29,8 @@ class PatchProgram(Protocol):
     input: np.ndarray
     output: np.ndarray
 
-    def run(self) -> None:
-        """Compute `output` from `input`, which it may overwrite."""
+    def run_all(self, jobs: Iterable, fill: Callable, drain: Callable) -> float:
+        """For every job `fill` its input, compute, and `drain` its output; the seconds that computing took."""
 
 
 @dataclass(frozen=True)
@@ -215,38 +215,41 @@ def _run(
     normalise: str,
     progress: Callable[[int, int], None] | None,
 ) -> VolumeRun:
-    begin = before = time.perf_counter()
-
-    def lap() -> float:
-        nonlocal before
-        now = time.perf_counter()
-        took, before = now - before, now
-        return took
-
+    begin = time.perf_counter()
     normaliser = Normaliser(normalise, reader)
-    prepare_s, read_s, compute_s, write_s = lap(), 0.0, 0.0, 0.0
+    prepare_s, read_s, write_s = time.perf_counter() - begin, 0.0, 0.0
     total, done, runs = prod(grid.output), 0, 0
     if progress:
         progress(0, total)
-    patches = iter(grid)
-    while together := list(islice(patches, len(program.input))):
-        for patch, x in zip(together, program.input, strict=False):
+
+    def read(together: Sequence[Patch], batch: np.ndarray) -> None:
+        nonlocal read_s
+        start = time.perf_counter()
+        for patch, x in zip(together, batch, strict=False):
             fill(x, patch, reader, normaliser)
-        program.input[len(together) :] = 0  # the last batch may be short
-        read_s += lap()
-        program.run()
-        compute_s += lap()
-        for patch, out in zip(together, program.output, strict=False):
+        batch[len(together) :] = 0  # the last batch may be short
+        read_s += time.perf_counter() - start
+
+    def write(together: Sequence[Patch], batch: np.ndarray) -> None:
+        nonlocal write_s, done, runs
+        start = time.perf_counter()
+        for patch, out in zip(together, batch, strict=False):
             writer.write(patch.write, out[(slice(None), *patch.keep)])
             done += patch.voxels
         runs += 1
-        write_s += lap()
+        write_s += time.perf_counter() - start
         if progress:
             progress(done, total)
+
+    patches = iter(grid)
+    batches = iter(lambda: list(islice(patches, len(program.input))), [])
+    compute_s = program.run_all(batches, read, write)
+    start = time.perf_counter()
     writer.commit()
-    write_s += lap()
+    end = time.perf_counter()
+    write_s += end - start
     computed = runs * program.output.shape[0] * prod(program.output.shape[2:])
-    return VolumeRun(done, len(grid), runs, computed, before - begin, prepare_s, read_s, compute_s, write_s)
+    return VolumeRun(done, len(grid), runs, computed, end - begin, prepare_s, read_s, compute_s, write_s)
 
 
 def fill(x: np.ndarray, patch: Patch, reader: VolumeReader, normaliser: Normaliser) -> None:

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner.space import Infeasible, build_space, candidate_of, distributions, guesses, least_live_bytes, params_of
-from znni.candidate import Candidate
 from znni.errors import InvalidShape
 from znni.load import load
 from znni.network import shapes_through
+from znni.walk import Candidate
 
 MIB = 1 << 20
 NETWORK = load("n337", width=2)
