@@ -150,6 +150,8 @@ class FftOperator(GpuOperator):
             stream.copy(array, values)
         self._weight = self._weight.view(np.float32, self._host[0].shape)
         self._bias = self._bias.view(np.float32, self._host[1].shape)
+        stream.synchronise()  # the host's copies are read until then
+        self._host = []
         if a.resident:
             self._kernel_spectra(self._spectra, range(a.out_channels), carve(workspace, self._sizes))
 
