@@ -20,4 +20,15 @@ PUBLISHED: tuple[tuple[Conv, Shape], ...] = (
     (Conv(80, (1, 1, 1)), (1, 80, 56, 56, 56)),
 )
 
-LISTS: dict[str, tuple[tuple[Conv, Shape], ...]] = {"published": PUBLISHED}
+#: Those of ZNNi's networks, and the same on inputs of a size that a GPU has room for.
+GPU_PUBLISHED: tuple[tuple[Conv, Shape], ...] = (
+    *PUBLISHED[:4],
+    (Conv(80, (3, 3, 3)), (1, 80, 130, 130, 130)),
+    (Conv(80, (5, 5, 5)), (1, 80, 132, 132, 132)),
+    (Conv(80, (7, 7, 7)), (1, 80, 134, 134, 134)),
+    (Conv(80, (9, 9, 9)), (1, 80, 136, 136, 136)),
+)
+
+LISTS: dict[str, tuple[tuple[Conv, Shape], ...]] = {"published": PUBLISHED, "gpu-published": GPU_PUBLISHED}
+#: Those of them that are timed on the GPU.
+GPU_LISTS = ("gpu-published",)

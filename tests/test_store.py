@@ -11,11 +11,12 @@ import textwrap
 import pytest
 
 from znni.errors import FormatError, ZnniError
+from znni.gpu.ceilings import DeviceCeilings
 from znni.layers import Activation, Conv, MaxPool, MaxPoolFragments, Recombine
 from znni.predict import Measured
 from znni.store import Store, measured_here
 from znni.store_file import SCHEMA_VERSION, default_path
-from znni.store_rows import MeasurementKey
+from znni.store_rows import NO_THREADS, DeviceFigures, MeasurementKey
 from znni.timing import Timing, summarise
 
 CONV = Conv(8, (3, 3, 3), activation=Activation.of("leaky_relu"))
@@ -198,6 +199,121 @@ def test_requests_keep_what_is_not_given_anew(store):
     assert (found.spent_s, found.trials, found.plan, found.complete) == (3.5, 9, {"schema": "znni-plan/1"}, True)
     store.save_request("r", spent_s=3.5, trials=9, complete=False)
     assert not store.request("r").complete and store.request("r").trials == 9
+
+
+def test_a_measurement_on_the_gpu_keeps_both_clocks_and_both_memories(store):
+    own = key(primitive="gpu.fft", device="gpu", threads=NO_THREADS)
+    row = store.open_measurement(own, predicted_bytes=10, predicted_device_bytes=1000, clock="device")
+    row.add_sample(0.25)
+    figures = DeviceFigures(wall_s=0.3, cold_s=2.5, predicted_device_bytes=1000, measured_device_bytes=1024)
+    row.finish(timing([0.25]), relative_l2=1e-6, device=figures)
+    measure(store, key(), 1.0)
+    one, two = store.measurements()
+    assert (one.clock, one.wall_s, one.cold_s) == ("device", 0.3, 2.5)
+    assert (one.predicted_bytes, one.predicted_device_bytes, one.measured_device_bytes) == (10, 1000, 1024)
+    assert (two.clock, two.wall_s, two.cold_s, two.measured_device_bytes) == ("wall", None, None, None)
+    assert [m.primitive for m in store.measured("m" * 64, NO_THREADS)] == ["gpu.fft"]
+    assert [m.primitive for m in store.measured("m" * 64, 2)] == ["cpu.direct"]
+
+
+def test_what_says_nothing_is_dropped(store):
+    row = store.open_measurement(key())
+    row.add_sample(1.0)
+    row.drop()
+    assert store.measurements() == [] and store.latest(key()) is None
+
+
+def test_plan_runs_on_both_devices(store):
+    run = store.open_plan_run("p", machine="m", device="split", predicted_device_bytes=500)
+    run.finish(measured_voxels_per_s=1.0, peak_bytes=4000, peak_device_bytes=499)
+    store.open_plan_run("q", machine="m", device="gpu").fail("took too much", peak_device_bytes=9)
+    (one,), (two,) = (store.plan_runs(plan=plan) for plan in "pq")
+    assert (one.device, one.predicted_device_bytes, one.peak_device_bytes) == ("split", 500, 499)
+    assert (two.device, two.failed, two.peak_device_bytes) == ("gpu", "took too much", 9)
+
+
+def test_ceilings_of_a_gpu(store):
+    assert store.device_ceilings("m") is None
+    for flop_per_s in (1e13, 2e13):
+        store.save_device_ceilings("m", DeviceCeilings(flop_per_s, 2e12, 3e10, 4e10))
+    assert store.device_ceilings("m") == DeviceCeilings(2e13, 2e12, 3e10, 4e10)
+
+
+#: The tables of version 1, before there was a GPU.
+OLD_TABLES = """
+CREATE TABLE measurements (
+    id INTEGER PRIMARY KEY, layer TEXT NOT NULL, shape TEXT NOT NULL, primitive TEXT NOT NULL, config TEXT NOT NULL,
+    threads INTEGER NOT NULL, device TEXT NOT NULL, machine TEXT NOT NULL, kernels TEXT NOT NULL,
+    samples TEXT NOT NULL DEFAULT '[]', median_s REAL, iqr_s REAL, single INTEGER NOT NULL DEFAULT 0,
+    early_stopped INTEGER NOT NULL DEFAULT 0, finished INTEGER NOT NULL DEFAULT 0, failed TEXT,
+    predicted_bytes INTEGER, measured_bytes INTEGER, relative_l2 REAL, created TEXT NOT NULL
+);
+CREATE INDEX measurements_by_machine ON measurements (machine, threads, layer);
+CREATE TABLE plan_runs (
+    id INTEGER PRIMARY KEY, plan TEXT NOT NULL, request TEXT, machine TEXT NOT NULL, predicted_voxels_per_s REAL,
+    measured_voxels_per_s REAL, samples TEXT NOT NULL DEFAULT '[]', predicted_bytes INTEGER, peak_bytes INTEGER,
+    failed TEXT, created TEXT NOT NULL
+);
+CREATE INDEX plan_runs_by_plan ON plan_runs (plan);
+CREATE TABLE verifications (plan TEXT PRIMARY KEY, result TEXT NOT NULL, created TEXT NOT NULL);
+CREATE TABLE requests (
+    digest TEXT PRIMARY KEY, spent_s REAL NOT NULL, trials INTEGER NOT NULL, plan TEXT, complete INTEGER NOT NULL,
+    updated TEXT NOT NULL
+);
+CREATE TABLE ceilings (
+    machine TEXT NOT NULL, threads INTEGER NOT NULL, flop_per_s REAL NOT NULL, bytes_per_s REAL NOT NULL,
+    created TEXT NOT NULL, PRIMARY KEY (machine, threads)
+);
+PRAGMA application_id = 0x7A6E6E69;
+PRAGMA user_version = 1;
+"""
+
+
+@pytest.fixture
+def old(path):
+    """A store of version 1 with a measurement, a plan run and ceilings."""
+    columns = key().columns()
+    connection = sqlite3.connect(path)
+    connection.executescript(OLD_TABLES)
+    connection.execute(
+        f"INSERT INTO measurements ({', '.join(columns)}, samples, median_s, iqr_s, finished, created) "
+        f"VALUES ({', '.join('?' * len(columns))}, '[0.5, 0.25]', 0.375, 0.125, 1, '2026')",
+        list(columns.values()),
+    )
+    connection.execute("INSERT INTO plan_runs (plan, machine, samples, created) VALUES ('p', 'm', '[1.5]', '2026')")
+    connection.execute("INSERT INTO ceilings VALUES ('m', 2, 1e11, 2e10, '2026')")
+    connection.commit()
+    connection.close()
+    return path
+
+
+def test_an_older_store_is_read_and_goes_on(old, tmp_path):
+    with Store(old) as store:
+        (found,) = store.measurements()
+        assert found.key == key() and found.samples == (0.5, 0.25) and found.median_s == 0.375
+        assert (found.clock, found.wall_s, found.measured_device_bytes) == ("wall", None, None)
+        (run,) = store.plan_runs()
+        assert (run.samples, run.device, run.peak_device_bytes) == ((1.5,), "cpu", None)
+        assert store.ceilings("m", 2) == (1e11, 2e10)
+        measure(store, key(), 2.0)
+    with Store(old) as again, Store(tmp_path / "new.db") as new:
+        assert len(again.measurements()) == 2
+        tables = [r["name"] for r in new.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        assert "device_ceilings" in tables
+        for table in tables:  # the same tables as a new one's, column by column
+            mine, theirs = ([tuple(row)[1:5] for row in s.execute(f"PRAGMA table_info({table})")] for s in (again, new))
+            assert mine == theirs
+
+
+def test_two_processes_bring_an_older_store_up_to_date(old, writer):
+    processes = [writer(f"store.open_measurement(key({n})).add_sample({n}.0)") for n in (1, 3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [process.wait(60) for process in processes] == [0, 0]
+    with Store(old) as store:
+        assert sorted(m.samples for m in store.measurements()) == [(0.5, 0.25), (1.0,), (3.0,)]
 
 
 def test_it_is_still_there_next_time(path):

@@ -2,7 +2,8 @@
 
 R is the FLOP/s that PyTorch reaches on 80 -> 80 channels, 3^3, input 58^3, in the better of its memory formats. The
 score is output voxels per second times the direct arithmetic per output voxel, over R: 1.0 is PyTorch with an infinite
-patch and no limit on memory.
+patch and no limit on memory. Beside ``torch.cuda`` the whole network is computed by PyTorch on the GPU, dense, with dilated
+convolutions, within the plan's limit on GPU memory, at the patch that is fastest.
 """
 
 from __future__ import annotations
@@ -13,17 +14,22 @@ from contextlib import ExitStack
 
 from tuner.bench_record import RATE_FLOP, RATE_LAYER, RATE_SHAPE, Recorder, check_json_target, describe_run, save_json
 from tuner.console import StatusLine, print_json
-from tuner.contender import layer_spec, plan_spec
+from tuner.contender import layer_spec, network_spec, plan_spec
 from tuner.contest import TURN_S, Contender, failed, middle, rounds
-from tuner.peers import library_of
+from tuner.peers import library_of, peer_device
+from tuner.plan_device import device_of
 from tuner.units import bytes_text, digits
 from znni.errors import RunFailed, ZnniError
+from znni.layers import by_x
 from znni.machine import this_machine
 from znni.store import Store
+from znni.store_rows import SIMULATED
 from znni.timing import bootstrap_interval
 
 #: Rounds that a score rests on at least, so that it has a spread; and where one takes longer than so many seconds.
 LEAST_ROUNDS, LEAST_LONG_ROUNDS, LONG_S = 3, 2, 100.0
+#: And of all, where each turn begins with preparing anew.
+_GPU_TURN_S = 2.0
 #: Seconds of a turn of PyTorch's: several calls, so that it is as warm as it gets.
 RATE_TURN_S = 1.0
 
@@ -32,18 +38,20 @@ def bench_plan(args: argparse.Namespace, peers: tuple[str, ...]) -> int:
     """The command for a plan file."""
     from tuner.commands import load_plan
 
-    other = [peer for peer in peers if library_of(peer) != "torch"]
+    other = [peer for peer in peers if library_of(peer) not in ("torch", "torch.cuda")]
     if other:
-        raise ZnniError(f"a plan is timed beside torch alone, got {', '.join(other)}; use --peers torch")
+        raise ZnniError(f"a plan is timed beside torch alone, got {', '.join(other)}; use --peers torch or torch.cuda")
     plan = load_plan(args.what)
     if args.output:
         check_json_target(args.output)
     machine = this_machine()
     line = StatusLine()
     with ExitStack() as stack:
+        on_gpu = [peer for peer in peers if peer_device(peer) == "gpu"]
 
         def enter(name: str, spec: dict, turn_s: float = TURN_S) -> Contender:
-            contender = Contender(name, spec, turn_s)
+            # what one takes of the GPU the others would lack
+            contender = Contender(name, spec, max(turn_s, _GPU_TURN_S) if on_gpu else turn_s, stays=not on_gpu)
             stack.callback(contender.close)
             return contender
 
@@ -52,23 +60,30 @@ def bench_plan(args: argparse.Namespace, peers: tuple[str, ...]) -> int:
         recorder = Recorder(store, machine)
         ours = enter("plan", plan_spec(args.what))
         theirs = [
-            enter(peer, layer_spec(RATE_LAYER, RATE_SHAPE, plan.threads, peer=peer), RATE_TURN_S) for peer in peers
+            enter(peer, layer_spec(RATE_LAYER, RATE_SHAPE, plan.threads, peer=peer), RATE_TURN_S)
+            for peer in peers
+            if peer not in on_gpu
         ]
-        for contender in [ours, *theirs]:
+        limit = plan.limits.get("device_bytes")
+        networks = [enter(peer, network_spec(plan.network, peer, limit, args.seconds)) for peer in on_gpu]
+        for contender in [ours, *theirs, *networks]:
             line.show(f"preparing {contender.name}")
             contender.prepare(timeout_s=600.0)
+            if on_gpu:
+                contender.spec |= {key: contender.facts[key] for key in ("output",) if key in contender.facts}
+                contender.close()
         if ours.failure:
             raise RunFailed(f"{args.what} did not run: {ours.failure}")
-        row = store.open_plan_run(plan.digest, machine=machine.fingerprint)
+        where = SIMULATED if ours.facts.get("simulated") else device_of(plan)
+        row = store.open_plan_run(plan.digest, machine=machine.fingerprint, device=where)
 
         def keep(contender: Contender, seconds: list[float]) -> None:
-            if contender is not ours:
+            if contender in theirs:
                 recorder(contender, seconds)
-                return
-            for sample in seconds:
+            for sample in seconds if contender is ours else ():
                 row.add_sample(sample)
 
-        everyone = [ours, *theirs]
+        everyone = [ours, *theirs, *networks]
         long = sum(layer.predicted_s for layer in plan.layers) > LONG_S
         rounds(
             everyone, args.seconds, least=LEAST_LONG_ROUNDS if long else LEAST_ROUNDS, patience=math.inf,
@@ -79,7 +94,12 @@ def bench_plan(args: argparse.Namespace, peers: tuple[str, ...]) -> int:
             row.fail(ours.failure or "took no turn")
             raise failed([ours], args.what)
         found = _summary(plan, ours, theirs, plan.bound_network().flop_per_voxel)
-        row.finish(measured_voxels_per_s=found["voxels_per_s"], peak_bytes=found["peak_bytes"])
+        found["networks"] = [_network_row(contender, ours) for contender in networks]
+        row.finish(
+            measured_voxels_per_s=found["voxels_per_s"],
+            peak_bytes=found["peak_bytes"],
+            peak_device_bytes=found["peak_device_bytes"],
+        )
     found = describe_run(machine, plan.threads, peers, args.typed) | {"network": plan.network} | found
     if args.output:
         save_json(args.output, found)
@@ -110,11 +130,32 @@ def _summary(plan, ours: Contender, theirs: list[Contender], flop_per_voxel: int
         "seconds": ours.seconds,
         "peak_bytes": ours.facts["peak_bytes"],
         "limit_bytes": plan.limits["host_bytes"],
+        "peak_device_bytes": ours.facts.get("peak_device_bytes"),
+        "device_limit_bytes": plan.limits.get("device_bytes"),
         "rate_flop_per_s": rate,
         "rate_by": best.name if best else None,
         "score": middle(scores) if scores else None,
         "score_spread": [min(scores), max(scores)] if scores else None,
         "failures": {c.name: c.failure for c in theirs if c.failure},
+    }
+
+
+def _network_row(theirs: Contender, ours: Contender) -> dict:
+    """The whole network by another library, and how many times more voxels per second the plan computes, round by round."""
+    row = {"name": theirs.name, "failure": theirs.failure, "output": theirs.facts.get("output")}
+    if not theirs.seconds:
+        return row | {"voxels_per_s": None, "interval": None, "seconds": [], "speed_over": None}
+    voxels = theirs.facts["voxels"]
+    speeds = [voxels / s for s in theirs.seconds]
+    both = min(len(ours.samples), len(theirs.samples))
+    times = [ours.facts["voxels"] / middle(ours.samples[i]) * middle(theirs.samples[i]) / voxels for i in range(both)]
+    return row | {
+        "voxels_per_s": middle(speeds),
+        "interval": list(bootstrap_interval(speeds)) if len(speeds) > 1 else None,
+        "seconds": theirs.seconds,
+        "wall_s": theirs.walls,
+        "peak_device_bytes": theirs.facts.get("peak_device_bytes"),
+        "speed_over": {"median": middle(times), "low": min(times), "high": max(times), "rounds": both},
     }
 
 
@@ -132,5 +173,16 @@ def _text(path: str, found: dict) -> str:
             f"R      {digits(found['rate_flop_per_s'] / 1e9)} GFLOP/s by {found['rate_by']} (80>80 k3 in58)",
             f"score  {found['score']:.3f} ({low:.3f} .. {high:.3f}); 1 is PyTorch with an infinite patch and no limit",
         ]
+    if found["peak_device_bytes"]:
+        lines.append(f"GPU    {bytes_text(found['peak_device_bytes'])} of {bytes_text(found['device_limit_bytes'])}")
+    for row in found["networks"]:
+        if row["failure"] or not row["seconds"]:
+            lines.append(f"{row['name']} failed: {row['failure'] or 'took no turn'}")
+            continue
+        ratio = row["speed_over"]
+        lines.append(
+            f"{row['name']}: {digits(row['voxels_per_s'])} voxels/s at an output of {by_x(row['output'])}; the plan is "
+            f"{ratio['median']:.2f} ({ratio['low']:.2f} .. {ratio['high']:.2f}) times as fast"
+        )
     lines += [f"{name} failed: {failure}" for name, failure in found["failures"].items()]
     return "\n".join(lines)

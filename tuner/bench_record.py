@@ -8,19 +8,22 @@ import json
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tuner.console import finite
 from tuner.contest import Contender
+from tuner.measure import measurement_key
 from tuner.peers import library_of
 from znni._version import __version__
 from znni.errors import ZnniError
 from znni.layers import Conv, Shape, layer_of
 from znni.machine import Machine
+from znni.primitives import get
 from znni.store import OpenMeasurement, Store
-from znni.store_rows import MeasurementKey
-from znni.timing import Timing, summarise
+from znni.store_rows import SIMULATED, DeviceFigures, MeasurementKey
+from znni.timing import Timing, median, summarise
 
 #: Device of rows that no primitive of znni was timed for.
 PEER = "peer"
@@ -38,9 +41,7 @@ def key_of(spec: dict, machine: Machine) -> MeasurementKey:
         built = f"{library} {importlib.metadata.version(library.split('.')[0])}"
         config = {"variant": setting}
         return MeasurementKey(layer, shape, library, config, spec["threads"], machine.fingerprint, built, PEER)
-    return MeasurementKey(
-        layer, shape, spec["primitive"], spec["config"], spec["threads"], machine.fingerprint, machine.kernels
-    )
+    return measurement_key(layer, shape, get(spec["primitive"]), spec["config"], spec["threads"], machine)
 
 
 class Recorder:
@@ -55,7 +56,15 @@ class Recorder:
         row = self._open.get(id(contender))
         if row is None:
             key = key_of(contender.spec, self._machine)
-            row = self._store.open_measurement(key, predicted_bytes=contender.facts.get("predicted_bytes"))
+            facts = contender.facts
+            if facts.get("simulated"):
+                key = replace(key, device=SIMULATED)
+            row = self._store.open_measurement(
+                key,
+                predicted_bytes=facts.get("predicted_bytes"),
+                predicted_device_bytes=facts.get("predicted_device_bytes"),
+                clock="device" if "cold_s" in facts else "wall",
+            )
             self._open[id(contender)] = row
         for sample in seconds:
             row.add_sample(sample)
@@ -70,7 +79,16 @@ class Recorder:
             if contender.failure:
                 row.fail(contender.failure, measured_bytes=measured, relative_l2=error)
             else:
-                row.finish(timing_of(contender.seconds), measured_bytes=measured, relative_l2=error)
+                figures = None
+                if contender.walls:
+                    facts = contender.facts
+                    figures = DeviceFigures(
+                        median(contender.walls),
+                        facts["cold_s"],
+                        facts.get("predicted_device_bytes"),
+                        facts["measured_device_bytes"],
+                    )
+                row.finish(timing_of(contender.seconds), measured_bytes=measured, relative_l2=error, device=figures)
 
 
 def describe_run(machine: Machine, threads: int, peers: Sequence[str], typed: Sequence[str]) -> dict:

@@ -42,7 +42,15 @@ def _type(parse: Callable[[str], object]) -> Callable[[str], object]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    from tuner.units import parse_bytes, parse_count, parse_positive, parse_seconds, parse_seed, parse_triple
+    from tuner.units import (
+        parse_bytes,
+        parse_count,
+        parse_limit,
+        parse_positive,
+        parse_seconds,
+        parse_seed,
+        parse_triple,
+    )
     from znni._version import __version__
 
     size, seconds, count, seed, positive = map(
@@ -86,6 +94,13 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--memory", type=size, required=True, metavar="4GiB", help="limit on the whole process while it runs"
     )
+    p.add_argument("--gpu-memory", type=_type(parse_limit), metavar="4GiB|all",
+                   help="use the GPU, too; limit on what a plan allocates there (default: the CPU alone)")  # fmt: skip
+    p.add_argument("--no-split", action="store_true",
+                   help="no plans whose first layers the CPU computes while the GPU computes the rest")  # fmt: skip
+    p.add_argument("--only", choices=("gpu", "stream"),
+                   help="gpu: every layer in the GPU's memory; stream: convolutions on the GPU, tensors in host memory where "
+                   "they must (default: whatever is fastest)")  # fmt: skip
     p.add_argument("--threads", type=count, metavar="N", help="threads (default: the search decides)")
     p.add_argument(
         "--budget", type=seconds, default=60.0, metavar="60s", help="time for the whole search (default 60s)"
@@ -128,7 +143,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = command("bench", "time layers, the layers of a network, or a plan, in turn with other libraries")
     p.add_argument("what", metavar="LAYER|LIST|NETWORK|PLAN",
-                   help='such as "80>80 k9 in56", published (a list of layers), n337 or plan.json')  # fmt: skip
+                   help='such as "80>80 k9 in56", published or gpu-published (lists of layers), n337 or plan.json')  # fmt: skip
+    p.add_argument("--device", choices=("cpu", "gpu"),
+                   help="where layers are computed, by peers too (default: cpu; of gpu-published gpu)")  # fmt: skip
     p.add_argument(
         "--primitive", metavar="A,B", help="only these primitives, or none (default: all but other libraries')"
     )
@@ -137,8 +154,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--threads", type=count, metavar="N", help="threads (default: all cores)")
     p.add_argument("--peers", metavar="P,..",
-                   help="torch, torch/contiguous, openvino, onnxruntime, torch.compile, .., all (but torch.compile) or "
-                   "none (default: all that are installed; for networks and plans none)")  # fmt: skip
+                   help="torch, torch/contiguous, openvino, onnxruntime, torch.compile, torch.cuda (on the GPU), .., all (but "
+                   "torch.compile) or none (default: all that are installed; for networks and plans none)")  # fmt: skip
     p.add_argument(
         "--seconds", type=seconds, default=20.0, metavar="S", help="time per layer or plan, about (default 20)"
     )

@@ -68,7 +68,6 @@ def tune(args: argparse.Namespace) -> int:
     """Search for a plan."""
     from znni import geometry
     from znni.load import load
-    from znni.store import Store
 
     check_plan_target(args.output)
     network = load(args.network, weights=args.weights, seed=args.weights_seed, width=args.width)
@@ -77,8 +76,18 @@ def tune(args: argparse.Namespace) -> int:
         network.check_patch(args.patch)
         output = geometry.output_size(args.patch, network.field_of_view)
     volume = None if args.volume is None else volume_output(args.volume, network)
+    from tuner.plan_device import opened_within
+
+    if args.only and args.gpu_memory is None:
+        raise ZnniError(f"--only {args.only} is of a GPU: give --gpu-memory with it")
+    with opened_within(args.gpu_memory) as gpu_memory_bytes:
+        return _tune(args, network, output, volume, gpu_memory_bytes)
+
+
+def _tune(args: argparse.Namespace, network: Network, output, volume, gpu_memory_bytes: int | None) -> int:
     from tuner.request import Request
     from tuner.search import tune as search
+    from znni.store import Store
 
     request = Request(
         memory_bytes=args.memory,
@@ -91,6 +100,9 @@ def tune(args: argparse.Namespace) -> int:
         output=output,
         volume=volume,
         foreign=args.foreign,
+        gpu_memory_bytes=gpu_memory_bytes,
+        split=not args.no_split,
+        only=args.only,
     )
     kept = []
 
@@ -206,6 +218,7 @@ def load_plan(path: str) -> Plan:
 
 def verify(args: argparse.Namespace) -> int:
     """Compare a plan with the truth."""
+    from tuner.plan_device import opened_for
     from znni.store import Store
     from znni.verify import DEFAULT_TOLERANCE
     from znni.verify import verify as check
@@ -213,7 +226,7 @@ def verify(args: argparse.Namespace) -> int:
     check_plan_target(args.plan)
     plan = load_plan(args.plan)
     tolerance = args.tolerance or DEFAULT_TOLERANCE
-    with Store(args.store) as store:
+    with opened_for(plan), Store(args.store) as store:
         found = check(plan, tolerance=tolerance, store=store)
     plan.verification = found
     plan.save(args.plan)
@@ -245,6 +258,7 @@ def explain(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run a plan over a volume. Imports as little as it can: the plan's limit counts every module."""
+    from tuner.plan_device import opened_for
     from znni.process_memory import peak_resident_bytes
     from znni.volume_files import check_target, open_volume
 
@@ -253,11 +267,14 @@ def run(args: argparse.Namespace) -> int:
     plan = load_plan(args.plan)
     limit = plan.limits["host_bytes"]
     progress = _Bar() if sys.stderr.isatty() else None
+    device_peak = None
     try:
-        done = plan.run_volume(
-            args.input, args.result, normalise=args.normalise, overwrite=args.overwrite, limit_bytes=limit,
-            progress=progress,
-        )  # fmt: skip
+        with opened_for(plan) as device:
+            done = plan.run_volume(
+                args.input, args.result, normalise=args.normalise, overwrite=args.overwrite, limit_bytes=limit,
+                progress=progress,
+            )  # fmt: skip
+            device_peak = device and device.peak_bytes
     finally:
         if progress:
             progress.close()
@@ -272,6 +289,8 @@ def run(args: argparse.Namespace) -> int:
         "computed_voxels_per_s": done.computed_voxels / done.compute_s,
         "peak_bytes": peak,
         "limit_bytes": limit,
+        "device_peak_bytes": device_peak,
+        "device_limit_bytes": plan.limits.get("device_bytes"),
     }
     if args.json:
         print_json(found)
@@ -280,6 +299,11 @@ def run(args: argparse.Namespace) -> int:
             f"{args.result}: {done.voxels:,} voxels in {seconds_text(done.wall_s)}, "
             f"{digits(done.voxels_per_s)} voxels/s ({digits(found['computed_voxels_per_s'])} computed), "
             f"peak {bytes_text(peak)} of {bytes_text(limit)}"
+            + (
+                f", {bytes_text(device_peak)} of {bytes_text(found['device_limit_bytes'])} on the GPU"
+                if device_peak
+                else ""
+            )
         )
     if peak > limit:
         note(

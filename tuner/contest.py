@@ -30,11 +30,19 @@ class Contender:
         Seconds that a turn lasts, about.
     stays : bool
         Whether it keeps its memory between its turns; else it is checked and ended after each, and prepared anew.
+
+    Attributes
+    ----------
+    samples : list of list of float
+        Seconds of each turn's calls; on the GPU by the device's clock.
+    walls : list of float
+        On the GPU, those by the host's clock, until all is done.
     """
 
     def __init__(self, name: str, spec: dict, turn_s: float = TURN_S, stays: bool = True):
         self.name, self.spec, self.turn_s, self.stays = name, spec, turn_s, stays
         self.samples: list[list[float]] = []
+        self.walls: list[float] = []
         self.facts: dict = {}
         self.failure: str | None = None
         self.relative_l2: float | None = None
@@ -86,6 +94,7 @@ class Contender:
             if found is None:
                 return None
             self.facts["peak_bytes"] = found["peak_bytes"]
+            self.walls += found["wall_s"]
             seconds = found["seconds"]
         self.samples.append(seconds)
         if not self.stays:
@@ -102,7 +111,7 @@ class Contender:
     def start_over(self, spec: dict) -> None:
         """Run another spec from now on, whatever became of the last, whose samples are forgotten."""
         self.spec, self.failure, self.relative_l2, self._ready = spec, None, None, False
-        self.samples = []
+        self.samples, self.walls = [], []
 
     def close(self) -> None:
         """End the process; another turn would start a new one."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import importlib.util
-import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 from tuner.units import bytes_text, digits
@@ -26,10 +25,10 @@ _OPTIONAL = {
     "torch": ("torch", "bench --peers torch", "pip install torch --index-url https://download.pytorch.org/whl/cpu"),
     "onnxruntime": ("onnxruntime", "bench --peers onnxruntime", "pip install onnxruntime onnx"),
     "openvino": ("openvino", "bench --peers openvino", "pip install openvino onnx"),
-    "pycuda": ("pycuda", "GPU primitives", "pip install pycuda"),
-    "skcuda": ("scikit-cuda", "GPU primitives", "pip install scikit-cuda"),
     "asv": ("asv", "asv_bench", "pip install asv"),
 }
+#: Of the pieces that a GPU needs, those without which it can still be used.
+_OPTIONAL_CUDA = ("cuDNN",)
 
 
 def examine(store_path: str | None = None) -> dict:
@@ -82,28 +81,12 @@ def packages() -> list[dict]:
 
 
 def cuda() -> dict:
-    """What a GPU would need, and what of it is missing, in words."""
-    missing = []
-    if not Path("/dev/nvidia0").exists():
-        missing.append("no NVIDIA device here (/dev/nvidia0)")
-    if not _loads("libcuda.so.1"):
-        missing.append("no NVIDIA driver library (libcuda.so.1)")
-    if shutil.which("nvcc") is None:
-        missing.append("no CUDA compiler on the PATH (nvcc)")
-    for module, distribution in (("pycuda", "pycuda"), ("skcuda", "scikit-cuda")):
-        if importlib.util.find_spec(module) is None:
-            missing.append(f"no {distribution} (pip install {distribution})")
-    if not any(primitive.device == "gpu" for primitive in registered().values()):
-        missing.append("no GPU primitives in this version")
-    return {"usable": not missing, "missing": missing}
+    """What a GPU needs, piece by piece, and what of it is missing, in words (`znni.gpu.diagnose`)."""
+    from znni.gpu.diagnose import diagnose
 
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
+    findings = diagnose()
+    missing = [f"{f.name}: {f.text}" for f in findings if not f.found and f.name not in _OPTIONAL_CUDA]
+    return {"usable": not missing, "missing": missing, "findings": [asdict(finding) for finding in findings]}
 
 
 def doctor_text(found: dict) -> str:
@@ -137,7 +120,8 @@ def doctor_text(found: dict) -> str:
     for package in found["packages"]:
         name = f"{package['package']} ({package['for']})"
         lines.append(f"package     {name}: {package['version'] or 'missing: ' + package['install']}")
-    cuda_text = "usable" if found["cuda"]["usable"] else "; ".join(found["cuda"]["missing"])
-    lines.append(f"CUDA        {cuda_text}")
+    gpu = found["cuda"]
+    lines.append(f"GPU         {'can be used' if gpu['usable'] else 'cannot be used; all else works'}")
+    lines += [f"            {f['name']}: {'' if f['found'] else 'missing: '}{f['text']}" for f in gpu["findings"]]
     lines += [f"warning     {warning}" for warning in found["warnings"]]
     return "\n".join(lines)

@@ -6,9 +6,13 @@ from tuner.console import table
 from tuner.units import bytes_text, digits, seconds_text
 from znni.errors import PlanMismatch, ZnniError
 from znni.layers import by_x
+from znni.layouts import settings_of
 from znni.network import Network
-from znni.plan import Plan
+from znni.plan import Plan, PlannedLayer
 from znni.schedule import Level, calls_of, describe_levels, loops_of
+
+#: Primitives that only move a tensor.
+_TRANSFERS = {"gpu.upload": "CPU > GPU", "gpu.download": "GPU > CPU"}
 
 
 def explain(
@@ -26,7 +30,8 @@ def explain(
     rate_flop_per_s : float, optional
         R: what PyTorch's conv3d reaches on this machine (``znni-tune bench PLAN --peers torch`` measures it).
     """
-    total_s = sum(layer.predicted_s for layer in plan.layers)
+    # of a split plan both parts work at once, and the slower one tells
+    total_s = max(sum(layer.predicted_s for layer in part) for part in _parts(plan))
     rate = plan.throughput.get("measured_voxels_per_s") or plan.throughput["predicted_voxels_per_s"]
     layers = [
         {
@@ -37,6 +42,9 @@ def explain(
             "predicted_s": layer.predicted_s,
             "share": layer.predicted_s / total_s if total_s else None,
             "host_bytes": layer.host_bytes,
+            "device_bytes": layer.device_bytes,
+            "layout": layer.layout,
+            "where": _where(layer),
             "basis": layer.basis,
         }
         for layer in plan.layers
@@ -55,10 +63,12 @@ def explain(
         "patch": plan.patch,
         "schedule": plan.schedule,
         "split": plan.split,
+        "split_choices": split_choices(plan),
         "normalise": plan.normalise,
         "layers": layers,
         "throughput": plan.throughput,
-        "memory": plan.memory | {"limit_bytes": plan.limits["host_bytes"]},
+        "memory": plan.memory
+        | {"limit_bytes": plan.limits["host_bytes"], "device_limit_bytes": plan.limits.get("device_bytes")},
         "score": score,
         "rate_flop_per_s": rate_flop_per_s,
         "verification": plan.verification,
@@ -67,6 +77,35 @@ def explain(
         "command": plan.command,
         "created": plan.created,
     }
+
+
+def _parts(plan: Plan) -> list[list[PlannedLayer]]:
+    """The steps of a plan; of a split one those before and from the first on the GPU."""
+    if plan.split is None:
+        return [plan.layers]
+    at = next((i for i, layer in enumerate(plan.layers) if _where(layer) != "CPU"), len(plan.layers))
+    return [plan.layers[:at], plan.layers[at:]]
+
+
+def _where(layer: PlannedLayer) -> str:
+    """On which device a step is computed; a transfer is on its way between both."""
+    if not layer.primitive.startswith("gpu."):
+        return "CPU"
+    return _TRANSFERS.get(layer.primitive, "GPU")
+
+
+def split_choices(plan: Plan) -> list[dict]:
+    """Every place where the network could be split, with the predicted seconds of both parts, as the search compared them.
+
+    ``theta`` is the number of layers on the CPU; ``seconds`` is the slower part's, and None where nothing fits. Seconds are
+    those of a patch of this plan's size.
+    """
+    found = []
+    for theta, pair in enumerate(plan.schedule.get("split_seconds") or (), 1):
+        cpu_s, gpu_s = pair or (None, None)
+        slower = None if pair is None else max(pair)
+        found.append({"theta": theta, "cpu_s": cpu_s, "gpu_s": gpu_s, "seconds": slower, "chosen": theta == plan.split})
+    return found
 
 
 def _describe_layers(layers: list[dict], network: Network, plan: Plan) -> None:
@@ -118,7 +157,13 @@ def explain_text(found: dict) -> str:
         lines.append(f"borders     {efficiency:.3f} of the arithmetic is what an infinite patch would need")
     if found["why_not"]:
         lines.append(f"cannot run  {found['why_not']}")
+    if found["split"] is not None:
+        lines.append(
+            f"split       the first {found['split']} layers on the CPU, the rest on the GPU, two patches at a time"
+        )
     lines += ["", _layer_table(found["layers"]), ""]
+    if found["split_choices"]:
+        lines += [*_split_lines(found), ""]
     throughput, memory = found["throughput"], found["memory"]
     measured = throughput.get("measured_voxels_per_s")
     spread = ""
@@ -131,6 +176,11 @@ def explain_text(found: dict) -> str:
         f"memory      predicted {bytes_text(memory['predicted_peak_bytes'])}, "
         f"measured {bytes_text(memory.get('measured_peak_bytes'))}, limit {bytes_text(memory['limit_bytes'])}",
     ]
+    if on_gpu := memory.get("device_arena_bytes", 0) + memory.get("device_resident_bytes", 0):
+        lines.append(
+            f"GPU memory  predicted {bytes_text(on_gpu)}, measured {bytes_text(memory.get('measured_device_peak_bytes'))}, "
+            f"limit {bytes_text(memory['device_limit_bytes'])}"
+        )
     if found["score"] is not None:
         rate = digits(found["rate_flop_per_s"] / 1e9)
         lines.append(
@@ -156,23 +206,52 @@ def _order(schedule: dict) -> str:
     return describe_levels(tuple(Level(**level) for level in schedule.get("levels", ())))
 
 
+def _split_lines(found: dict) -> list[str]:
+    """Why the split is where it is: what both parts would take at every other place."""
+    choices = found["split_choices"]
+    rows = [
+        [
+            f"{'*' if choice['chosen'] else ' '} {choice['theta']}",
+            seconds_text(choice["cpu_s"]),
+            seconds_text(choice["gpu_s"]),
+            "does not fit" if choice["seconds"] is None else seconds_text(choice["seconds"]),
+        ]
+        for choice in choices
+    ]
+    lines = [table(["layers on the CPU", "CPU part", "GPU part", "a patch takes"], rows), ""]
+    chosen = next((choice for choice in choices if choice["chosen"]), None)
+    if chosen and chosen["seconds"] is not None:
+        slower, other = ("CPU", "GPU") if chosen["cpu_s"] >= chosen["gpu_s"] else ("GPU", "CPU")
+        idle = 1 - min(chosen["cpu_s"], chosen["gpu_s"]) / chosen["seconds"]
+        fastest = all(chosen["seconds"] <= choice["seconds"] for choice in choices if choice["seconds"] is not None)
+        lines.append(
+            f"            a patch takes as long as the slower part, here the {slower}'s; the {other} is idle for "
+            f"{100 * idle:.0f} % of it" + ("; no other split was predicted to be faster" if fastest else "")
+        )
+    return lines
+
+
 def _layer_table(layers: list[dict]) -> str:
+    """One row a step; with GPU columns where any is on the GPU."""
+    with_gpu = any(entry["where"] != "CPU" for entry in layers)
     rows = [
         [
             entry["name"],
             entry["layer"] or "",
+            *([entry["where"]] if with_gpu else []),
             entry["primitive"],
-            config_text(entry["config"]),
+            config_text(settings_of(entry["config"]) if with_gpu else entry["config"]),
             seconds_text(entry["predicted_s"]),
             "-" if entry["share"] is None else f"{100 * entry['share']:.1f} %",
             bytes_text(entry["host_bytes"]),
+            *([bytes_text(entry["device_bytes"])] if with_gpu else []),
             entry["basis"],
         ]
         for entry in layers
     ]
-    return table(
-        ["name", "layer", "primitive", "config", "predicted", "share", "beside tensors", "basis"], rows, left=4
-    )
+    where, on_gpu = (["where"], ["on the GPU"]) if with_gpu else ([], [])
+    header = ["name", "layer", *where, "primitive", "config", "predicted", "share", "beside tensors", *on_gpu, "basis"]
+    return table(header, rows, left=4 + len(where))
 
 
 def known_rate(store_path: str | None, plan: Plan) -> float | None:

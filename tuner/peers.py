@@ -1,4 +1,5 @@
-"""Other libraries as contenders: one layer computed by PyTorch, ONNX Runtime or OpenVINO, each at its best settings.
+"""Other libraries as contenders: one layer computed by PyTorch (on the CPU, or with cuDNN on the GPU), ONNX Runtime or
+OpenVINO, each at its best settings.
 
 Each is run in a process of its own (`tuner.contender`), with its own way to set threads, its inputs in its own layout
 before the clock starts. Their allocation is their own; what they take is measured, not predicted.
@@ -11,16 +12,25 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from znni.errors import ZnniError
 from znni.layers import ZEROS, Activation, Conv, Layer, MaxFilter, MaxPool, Shape, Softmax
 
+if TYPE_CHECKING:
+    import torch
+
 #: Library -> (modules it needs, pip line, settings in which it competes; none where there is nothing to set).
 _LIBRARIES = {
     "torch": (("torch",), "pip install torch", ("contiguous", "channels_last_3d")),
     "torch.compile": (("torch",), "pip install torch", ()),
+    "torch.cuda": (
+        ("torch",),
+        "pip install torch",
+        ("contiguous", "contiguous/tf32", "channels_last_3d", "channels_last_3d/tf32"),
+    ),
     "openvino": (("openvino", "onnx"), "pip install openvino onnx", ()),
     "onnxruntime": (("onnxruntime", "onnx"), "pip install onnxruntime onnx", ()),
 }
@@ -32,14 +42,27 @@ _ONLY_ASKED_FOR = "torch.compile"
 
 @dataclass(frozen=True)
 class PreparedPeer:
-    """A layer ready to run: `run` does the work, `result` gives what the last run made as (batch, channel, z, y, x)."""
+    """A layer ready to run: `run` does the work, `result` gives what the last run made as (batch, channel, z, y, x).
+
+    On the GPU, `timed` gives seconds per call of so many calls in a row, by the device's clock and by the host's, and
+    `device_bytes` what the library took there at most.
+    """
 
     run: Callable[[], object]
     result: Callable[[], np.ndarray]
+    timed: Callable[[int], tuple[float, float]] | None = None
+    device_bytes: Callable[[], int] | None = None
 
 
-def parse_peers(text: str) -> tuple[str, ...]:
+def peer_device(peer: str) -> str:
+    """Where a peer computes: "cpu" or "gpu"."""
+    return "gpu" if library_of(peer) == "torch.cuda" else "cpu"
+
+
+def parse_peers(text: str, device: str = "cpu") -> tuple[str, ...]:
     """``torch,onnxruntime``, ``torch/contiguous``, ``all`` or ``none`` as peers, each a library with its setting.
+
+    ``all`` are those that are installed and compute on `device`.
 
     Raises
     ------
@@ -47,7 +70,11 @@ def parse_peers(text: str) -> tuple[str, ...]:
         Naming what there is, or what to install, where one is unknown or missing.
     """
     if text.strip() == ALL:
-        libraries = [name for name in _LIBRARIES if name != _ONLY_ASKED_FOR and _missing(name) is None]
+        libraries = [
+            name
+            for name in _LIBRARIES
+            if name != _ONLY_ASKED_FOR and peer_device(name) == device and _missing(name) is None
+        ]
         return tuple(peer for library in libraries for peer in _peers_of(library))
     found: list[str] = []
     for name in (name.strip() for name in text.split(",")):
@@ -63,8 +90,9 @@ def parse_peers(text: str) -> tuple[str, ...]:
 
 
 def peer_names() -> tuple[str, ...]:
-    """All peers that can be asked for."""
-    return tuple(name for library in _LIBRARIES for name in dict.fromkeys((library, *_peers_of(library))))
+    """All peers that can be asked for; those on the GPU only where there is one."""
+    libraries = [name for name in _LIBRARIES if peer_device(name) == "cpu" or _missing(name) is None]
+    return tuple(name for library in libraries for name in dict.fromkeys((library, *_peers_of(library))))
 
 
 def library_of(peer: str) -> str:
@@ -84,6 +112,10 @@ def _missing(library: str) -> str | None:
         return f"{' and '.join(missing)}, which is not installed: {line}"
     if library == "torch.compile" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
         return "a C++ compiler: apt install g++, or set CXX"
+    if library == "torch.cuda":
+        from tuner.peers_cuda import missing_for_cuda
+
+        return missing_for_cuda()
     return None
 
 
@@ -98,6 +130,10 @@ def why_not(peer: str, layer: Layer) -> str | None:
 
 def prepare_peer(peer: str, layer: Layer, weights: dict[str, np.ndarray], x: np.ndarray, threads: int) -> PreparedPeer:
     """`layer` with `weights`, prepared by `peer` for the input `x`."""
+    if library_of(peer) == "torch.cuda":
+        from tuner.peers_cuda import prepare_on_cuda
+
+        return prepare_on_cuda(peer, layer, weights, x)
     if peer.startswith("torch"):
         return _torch(peer, layer, weights, x, threads)
     if peer == "onnxruntime":
@@ -112,20 +148,7 @@ def _torch(peer: str, layer: Layer, weights: dict[str, np.ndarray], x: np.ndarra
     torch.set_grad_enabled(False)
     form = torch.contiguous_format if peer == "torch/contiguous" else torch.channels_last_3d
     source = torch.from_numpy(x).to(memory_format=form)
-    if isinstance(layer, Conv):
-        module = torch.nn.Conv3d(
-            x.shape[1], layer.out_channels, layer.kernel, layer.stride, layer.padding, layer.dilation
-        )
-        module.weight.copy_(torch.from_numpy(weights["weight"]))
-        module.bias.copy_(torch.from_numpy(weights["bias"]))
-        module = torch.nn.Sequential(module, *_torch_activation(layer.activation)).to(memory_format=form)
-    elif isinstance(layer, Softmax):
-        module = torch.nn.Softmax(dim=1)
-    else:
-        stride = layer.stride if isinstance(layer, MaxPool) else 1
-        dilation = layer.dilation if isinstance(layer, MaxFilter) else 1
-        module = torch.nn.MaxPool3d(layer.window, stride, dilation=dilation)
-    module.eval()
+    module = torch_module(layer, weights, x.shape[1]).to(memory_format=form)
     if peer == "torch.compile":
         module = torch.compile(module, mode="max-autotune-no-cudagraphs")
         module(source)  # it compiles when it is first called
@@ -135,6 +158,26 @@ def _torch(peer: str, layer: Layer, weights: dict[str, np.ndarray], x: np.ndarra
         kept[:] = [module(source)]
 
     return PreparedPeer(run, lambda: kept[0].contiguous().numpy())
+
+
+def torch_module(layer: Layer, weights: dict[str, np.ndarray], in_channels: int) -> torch.nn.Module:
+    """`layer` as a module of PyTorch's, on the CPU."""
+    import torch
+
+    if isinstance(layer, Conv):
+        conv = torch.nn.Conv3d(
+            in_channels, layer.out_channels, layer.kernel, layer.stride, layer.padding, layer.dilation
+        )
+        conv.weight.copy_(torch.from_numpy(weights["weight"]))
+        conv.bias.copy_(torch.from_numpy(weights["bias"]))
+        module = torch.nn.Sequential(conv, *_torch_activation(layer.activation))
+    elif isinstance(layer, Softmax):
+        module = torch.nn.Softmax(dim=1)
+    else:
+        stride = layer.stride if isinstance(layer, MaxPool) else 1
+        dilation = layer.dilation if isinstance(layer, MaxFilter) else 1
+        module = torch.nn.MaxPool3d(layer.window, stride, dilation=dilation)
+    return module.eval()
 
 
 def _torch_activation(activation: Activation) -> list:

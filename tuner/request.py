@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+from znni.gpu.sources import sources_digest
 from znni.layers import Triple
 from znni.machine import Machine
 from znni.network import Network
@@ -17,7 +18,9 @@ class Request:
 
     `output` fixes the output patch (z, y, x); `threads` None leaves them to the search; `volume` is the output voxels of the
     volumes that will be run, where they are known: patches that overhang it are charged for what they waste. `foreign`
-    allows other libraries' primitives, where they are installed.
+    allows other libraries' primitives, where they are installed. `gpu_memory_bytes` is the limit on the open GPU's memory, None
+    where none is to be used; `split` allows the CPU to compute the first layers while the GPU computes the rest; `only` ("gpu",
+    "stream") is as `znni.predict.Predictor` has it, and leaves nothing to split.
     """
 
     memory_bytes: int
@@ -30,6 +33,9 @@ class Request:
     output: Triple | None = None
     volume: Triple | None = None
     foreign: bool = False
+    gpu_memory_bytes: int | None = None
+    split: bool = True
+    only: str | None = None
 
     def digest(self, network: Network, machine: Machine) -> str:
         """What two requests must share to be the same one; the budget and `frozen` are not part of it."""
@@ -37,4 +43,6 @@ class Request:
             network.digest, machine.fingerprint, machine.kernels, self.memory_bytes, self.threads, self.tolerance,
             self.seed, self.normalise, self.output, self.volume, self.foreign,
         ]  # fmt: skip
+        if self.gpu_memory_bytes:
+            parts += [sources_digest(), self.gpu_memory_bytes, self.split, self.only]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -7,25 +7,28 @@ optimistic bound cannot beat the best is told its prediction and never run.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 
 import optuna
 from optuna.trial import TrialState
 
+from tuner.layer_measurements import LayerMeasurements
 from tuner.measure import Measurer, PlanRun
 from tuner.request import Request
 from tuner.space import Infeasible, Space, build_space, candidate_of, distributions, guesses, thread_counts
-from znni.candidate import SLACK_BYTES, Candidate, Solved, plan_of, solve_candidate, useful_share
+from znni.candidate import SLACK_BYTES, Solved, most_layer_error, plan_of, solve_candidate, useful_share
 from znni.default_plan import default_candidate, limit_too_small
 from znni.errors import PlanMismatch, RunFailed
 from znni.machine import this_machine
 from znni.network import Network
 from znni.plan import Plan
 from znni.predict import Predictor
+from znni.solve import Option
+from znni.split import seconds_by_split
 from znni.verify import verify
+from znni.walk import BOTH, CPU, Candidate
 
 #: How much faster than predicted a plan may turn out: where all was measured, and where the cost model guessed.
 _OPTIMISM = {"measured": 1.1, "scaled": 1.15, "model": 1.4}
@@ -33,8 +36,6 @@ _OPTIMISM = {"measured": 1.1, "scaled": 1.15, "model": 1.4}
 _WORTHWHILE = 1.02
 #: Trials in a row that lead to no measurement, after which the search has converged.
 _IDLE_TRIALS = 80
-#: A node that takes less than this share of a plan is not worth measuring alternatives for.
-_NEGLIGIBLE = 0.02
 #: A plan that is predicted to take more than this share of the budget for one run is measured on a part of it.
 _WHOLE_RUN_SHARE = 0.1
 #: Share of the budget kept for confirming.
@@ -118,9 +119,11 @@ class _Search:
         self.network, self.request, self.store, self.machine, self.digest = network, request, store, machine, digest
         self.save, self.progress, self.command = save, progress, command
         self.spent_before_s, self.trials_before = 0.0, 0
-        self.measurer = Measurer(network, store, machine, request.memory_bytes, digest)
+        self.measurer = Measurer(network, store, machine, request.memory_bytes, digest, request.gpu_memory_bytes)
+        self.split = request.split and request.only is None
         self.threads = (request.threads,) if request.threads else thread_counts(machine.cores)
         self.predictors = {threads: self._predictor(threads) for threads in self.threads}
+        self._layers = LayerMeasurements(self.measurer, self.predictors, lambda note: self._tell("layers", note))
         self.infeasible = Infeasible()
         self.measured: dict[str, Measured] = {}
         self.trials = 0
@@ -129,7 +132,9 @@ class _Search:
 
     def _predictor(self, threads: int) -> Predictor:
         flop_per_s, bytes_per_s = self.measurer.ceilings(threads)
-        return Predictor(threads, flop_per_s, bytes_per_s, self.measurer.known(threads), self.request.foreign)
+        gpu = self.measurer.gpu_ceilings() if self.request.gpu_memory_bytes else None
+        known = self.measurer.known(threads)
+        return Predictor(threads, flop_per_s, bytes_per_s, known, self.request.foreign, gpu, self.request.only)
 
     @property
     def spent_s(self) -> float:
@@ -157,12 +162,17 @@ class _Search:
         """Default plan, layers, search, confirmation."""
         self.baseline_bytes = self.measurer.baseline_bytes()
         self.budget_bytes = self.request.memory_bytes - self.baseline_bytes - SLACK_BYTES
-        space = build_space(self.network, self.budget_bytes, self.threads, self.request.output, self.request.volume)
+        self.device_budget_bytes = self.request.gpu_memory_bytes or 0
+        devices = BOTH if self.device_budget_bytes else CPU
+        space = build_space(
+            self.network, self.budget_bytes, self.threads, self.request.output, self.request.volume, devices
+        )
         start = self._default(space)
         self._keep(self._plan(start))
         self._tell("default", "running the default plan")
         self._run_plan(start)
-        self._measure_alternatives(start)
+        until_s = self.left_s / 2
+        self._layers.alternatives(start, lambda: self.left_s >= until_s, self._holds)
         self._outer(space, start)
         ranked = self._confirm()
         self.measurer.stop_clock()
@@ -177,11 +187,16 @@ class _Search:
             raise limit_too_small(self.network, predictor, self.baseline_bytes, self.request.memory_bytes)
         if self.request.output is None:
             solved = default_candidate(
-                self.network, predictor, self.budget_bytes, self.request.volume, self.request.tolerance
+                self.network,
+                predictor,
+                self.budget_bytes,
+                self.request.volume,
+                self.request.tolerance,
+                self.device_budget_bytes,
+                self.split,
             )
         else:
-            fixed = space.candidate(space.pooling[0], (1, 1, 1), 1, max(self.threads))
-            solved = solve_candidate(self.network, fixed, predictor, self.budget_bytes, self.request.tolerance)
+            solved = self._solve(space.candidate(space.pooling[0], (1, 1, 1), 1, max(self.threads)))
         if solved is None:
             raise limit_too_small(self.network, predictor, self.baseline_bytes, self.request.memory_bytes)
         return solved
@@ -225,11 +240,13 @@ class _Search:
             trial.set_constraint("host_bytes", 1.0)
             return None, False
         trial.set_constraint("host_bytes", solved.solution.total_bytes / self.budget_bytes - 1.0)
+        if self.device_budget_bytes:
+            trial.set_constraint("device_bytes", solved.solution.device_bytes / self.device_budget_bytes - 1.0)
         measured = False
         for _ in range(3):
             if not self._promising(solved):
                 return self._rate(solved), measured
-            if not self._measure_missing(solved):
+            if not self._layers.missing(solved, lambda: self.left_s > self._reserve_s()):
                 break
             measured = True
             solved = self._solve(candidate)
@@ -242,59 +259,31 @@ class _Search:
     def _solve(self, candidate: Candidate, tolerance: float | None = None) -> Solved | None:
         predictor = self.predictors[candidate.threads]
         tolerance = tolerance or self.request.tolerance
-        return solve_candidate(self.network, candidate, predictor, self.budget_bytes, tolerance)
+        return solve_candidate(
+            self.network,
+            candidate,
+            predictor,
+            self.budget_bytes,
+            tolerance,
+            self.device_budget_bytes,
+            self.split,
+        )
 
     def _promising(self, solved: Solved) -> bool:
         """Whether the candidate could beat the best measured plan, were every prediction too slow by its usual error."""
         if self.best is None:
             return True
-        optimistic_s = sum(option.seconds / _OPTIMISM[option.basis] for option in solved.solution.options)
+        optimistic_s = max(
+            sum(option.seconds / _OPTIMISM[option.basis] for option in part.options) for part in solved.solution.parts
+        )
         bound = self._rate(solved) * solved.solution.seconds / optimistic_s
         return bound > _WORTHWHILE * self._rate(self.best)
 
-    def _measure_missing(self, solved: Solved) -> bool:
-        """Measure what the plan's layers are only guessed to take; whether anything was."""
-        threads, ran = solved.candidate.threads, False
-        for call, option in zip(solved.calls, solved.solution.options, strict=True):
-            if option.basis != "model" or option.seconds < _NEGLIGIBLE * solved.solution.seconds:
-                continue
-            if self.left_s > self._reserve_s():
-                once = replace(option, seconds=option.seconds / call.repeats)
-                row = self.measurer.layer(call.node.layer, call.in_shape, once, threads)
-                if row:
-                    self.predictors[threads].add(row)
-                    ran = True
-                self._tell("layers", f"{call.node.name} by {option.choice.primitive}")
-        return ran
-
-    def _measure_alternatives(self, solved: Solved) -> None:
-        """Measure, for the default plan's patch, the options of each node that may be fastest, the longest node first.
-
-        Of each primitive the two best guesses, in the layouts that were chosen, in at most half of what is left of the
-        budget.
-        """
-        predictor = self.predictors[solved.candidate.threads]
-        until_s = self.left_s / 2
-        ranked = sorted(zip(solved.calls, solved.solution.options, strict=True), key=lambda pair: -pair[1].seconds)
-        for call, chosen in ranked:
-            if chosen.seconds < _NEGLIGIBLE * solved.solution.seconds:
-                break
-            layer, shape = call.node.layer, call.in_shape
-            tried: Counter[str] = Counter()
-            for option in sorted(predictor.options(layer, shape), key=lambda option: option.seconds):
-                name = option.choice.primitive
-                fits = option.workspace_bytes + option.resident_bytes + self.network.weight_bytes < self.budget_bytes
-                slow = option.seconds * call.repeats > 2 * chosen.seconds
-                other = (option.takes, option.gives) != (chosen.takes, chosen.gives)
-                if slow or other or option.basis == "measured" or tried[name] == 2 or not fits:
-                    continue
-                if self.left_s < until_s:
-                    return
-                tried[name] += 1
-                row = self.measurer.layer(layer, shape, option, solved.candidate.threads)
-                if row:
-                    predictor.add(row)
-                self._tell("layers", f"{call.node.name} by {name}")
+    def _holds(self, option: Option) -> bool:
+        """Whether the limits hold an option beside the network's weights."""
+        host_bytes = option.workspace_bytes + option.resident_bytes + self.network.weight_bytes
+        device_bytes = option.device_workspace_bytes + option.device_resident_bytes
+        return host_bytes < self.budget_bytes and device_bytes <= self.device_budget_bytes
 
     def _reserve_s(self) -> float:
         """Seconds to keep for confirming: two rounds of the best plan, but no more than a share of the budget."""
@@ -311,6 +300,7 @@ class _Search:
             machine=self.machine.describe(),
             normalise=self.request.normalise,
             command=self.command,
+            device_limit_bytes=self.request.gpu_memory_bytes,
         )
 
     def _run_plan(self, solved: Solved) -> Measured | None:
@@ -320,6 +310,7 @@ class _Search:
         plan = entry.plan
         # a plan whose single run would take a good part of the budget is measured by one round of its outermost loop
         rounds = next((level.parts for level in solved.levels if level.parts > 1), 1)
+        rounds = rounds if solved.split is None else 1
         outer = 1 if rounds > 1 and solved.solution.seconds > _WHOLE_RUN_SHARE * self.request.budget_s else None
         timeout_s = max(self.left_s, 10.0) + 4 * solved.solution.seconds
         run = self.measurer.plan(plan, timeout_s=timeout_s, outer=outer)
@@ -339,6 +330,8 @@ class _Search:
         entry.plan.throughput.update(measured_voxels_per_s=summary.voxels_per_s, interval=list(summary.interval))
         entry.plan.throughput["measured_share"] = entry.runs[-1].share
         entry.plan.memory["measured_peak_bytes"] = max(run.peak_bytes for run in entry.runs)
+        if self.device_budget_bytes:
+            entry.plan.memory["measured_device_peak_bytes"] = max(run.peak_device_bytes for run in entry.runs)
 
     def _confirm(self) -> list[Measured]:
         """Run the two best plans again in turn; all plans, best first. Inside the noise less memory wins."""
@@ -371,6 +364,8 @@ class _Search:
             plan.verification = verify(plan, tolerance=self.request.tolerance, store=self.store)
             if plan.verification["passed"]:
                 plan.search.update(complete=True)
+                if self.device_budget_bytes:
+                    plan.schedule["split_seconds"] = self._seconds_by_split(entry.solved)
                 self._keep(plan)
                 return plan
             worst = plan.verification["relative_l2"]
@@ -379,6 +374,18 @@ class _Search:
             f"no plan for {self.network.name} keeps the tolerance of {self.request.tolerance:g}; "
             f"the last tried has a relative L2 error of {worst:.1e}"
         )
+
+    def _seconds_by_split(self, solved: Solved) -> list[list[float] | None]:
+        """What explains where a plan is split, or why it is not."""
+        found = seconds_by_split(
+            self.network,
+            solved.candidate,
+            solved.levels,
+            self.predictors[solved.candidate.threads],
+            most_layer_error(self.network, self.request.tolerance),
+            (self.budget_bytes, self.device_budget_bytes),
+        )
+        return [list(pair) if pair else None for pair in found]
 
     def _more_accurate(self, missed: Measured) -> Iterator[Measured]:
         """Plans of the same candidate whose layers may err by ever less."""

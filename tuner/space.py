@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from znni import geometry
-from znni.candidate import Candidate, least_live_bytes
 from znni.layers import Triple
 from znni.lowering import POOLING
 from znni.network import Network
+from znni.walk import CPU, Candidate, least_live_bytes
 
 #: More patches at once than this have never paid in ZNNi's experiments, where a batch of 1 was best everywhere.
 MOST_BATCH = 4
@@ -75,6 +76,7 @@ def build_space(
     threads: tuple[int, ...],
     output: Triple | None = None,
     volume: Triple | None = None,
+    devices: Collection[str] = CPU,
 ) -> Space:
     """The space of candidates whose tensors fit into `budget_bytes`, and none larger than the output `volume` needs.
 
@@ -87,26 +89,28 @@ def build_space(
             patch = geometry.input_size(output, network.field_of_view)
             if pooling == "fragments" and any(o % s for o, s in zip(output, own, strict=True)):
                 network.check_patch(patch)
-            if least_live_bytes(network, Candidate(output, 1, pooling, 1)) <= budget_bytes:
+            if least_live_bytes(network, Candidate(output, 1, pooling, 1), devices) <= budget_bytes:
                 step[pooling], most[pooling] = own, tuple(o // s for o, s in zip(output, own, strict=True))
             continue
-        if least_live_bytes(network, Candidate(own, 1, pooling, 1)) > budget_bytes:
+        if least_live_bytes(network, Candidate(own, 1, pooling, 1), devices) > budget_bytes:
             continue
         step[pooling] = own
-        most[pooling] = tuple(_most_steps(network, pooling, own, axis, budget_bytes) for axis in range(3))
+        most[pooling] = tuple(_most_steps(network, pooling, own, axis, budget_bytes, devices) for axis in range(3))
         if volume is not None:
             caps = (-(-n // s) for n, s in zip(volume, own, strict=True))
             most[pooling] = tuple(min(a, b) for a, b in zip(most[pooling], caps, strict=True))
     return Space(step, most, threads, output)
 
 
-def _most_steps(network: Network, pooling: str, step: Triple, axis: int, budget_bytes: int) -> int:
+def _most_steps(
+    network: Network, pooling: str, step: Triple, axis: int, budget_bytes: int, devices: Collection[str]
+) -> int:
     low, high = 1, _MOST_STEPS
     while low < high:
         middle = (low + high + 1) // 2
         output = list(step)
         output[axis] *= middle
-        if least_live_bytes(network, Candidate(tuple(output), 1, pooling, 1)) <= budget_bytes:
+        if least_live_bytes(network, Candidate(tuple(output), 1, pooling, 1), devices) <= budget_bytes:
             low = middle
         else:
             high = middle - 1

@@ -11,20 +11,22 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tuner.sampled_truth import relative_l2, sample_points, truth_at
+from tuner.device_layer import load_libraries, the_device
+from tuner.device_tasks import device, device_ceilings, measure_device_layer
+from tuner.plan_device import opened_for
+from tuner.plan_runs import NOISE_VOXELS, PlanRuns
+from tuner.seeded_layer import sampled_error, seeded_layer
 from znni.arena import aligned_empty
 from znni.ceilings import measure_ceilings
 from znni.errors import RunFailed
-from znni.layers import Conv, ConvMaxPoolFragments, Layer, Shape, layer_of
+from znni.layers import layer_of
 from znni.layouts import PLAIN, array_shape, layouts_of, packed, unpacked
 from znni.primitives import get
 from znni.process_memory import peak_resident_bytes, reset_peak, resident_bytes
-from znni.timing import LONG_SECONDS, summarise, time_callable
+from znni.timing import summarise, time_callable
 
 OnSample = Callable[[float], object]
 
-#: Output voxels, all channels each, on which a layer's result is compared with float64.
-CHECKED_VOXELS = 64
 #: What a measured peak may exceed a prediction by: the kernels' own code and the threads' stacks, where this is their
 #: first use (3.3 MiB were seen), and rounding to huge pages.
 MEMORY_SLACK_BYTES = 8 << 20
@@ -42,21 +44,10 @@ def ceilings(payload: dict, on_sample: OnSample) -> dict:
     return {"flop_per_s": found.flop_per_s, "bytes_per_s": found.bytes_per_s, "disturbed": found.disturbed}
 
 
-def seeded_layer(layer: Layer, shape: Shape, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """An input of normal values, and weights that keep their deviation; the same for the same seed."""
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal(shape, dtype=np.float32)
-    weights = {}
-    if isinstance(layer, Conv | ConvMaxPoolFragments):
-        weights = {
-            name: rng.standard_normal(own, dtype=np.float32) for name, own in layer.weight_shapes(shape[1]).items()
-        }
-        weights["weight"] *= np.float32(weights["weight"][0].size ** -0.5)
-    return x, weights
-
-
 def measure_layer(payload: dict, on_sample: OnSample) -> dict:
     """Time one primitive on one layer, and see that it keeps its word on memory and computes what it should.
+
+    One on the GPU is measured by `tuner.device_tasks.measure_device_layer`, whose result says more.
 
     Payload: ``layer`` (as `znni.layers.describe`), ``shape`` (of its input), ``primitive``, ``config``, ``threads``,
     ``cap_s``, and optionally ``best_s`` (`znni.timing.time_callable`), ``seed`` (0), ``check`` (false: compare sampled
@@ -74,6 +65,8 @@ def measure_layer(payload: dict, on_sample: OnSample) -> dict:
     """
     layer, shape = layer_of(payload["layer"]), tuple(payload["shape"])
     primitive = get(payload["primitive"])
+    if primitive.device == "gpu":
+        return measure_device_layer(payload, on_sample)
     primitive.refuse(layer, shape)
     x, weights = seeded_layer(layer, shape, payload.get("seed", 0))
     takes, gives = layouts_of(payload["config"])
@@ -110,8 +103,8 @@ def measure_layer(payload: dict, on_sample: OnSample) -> dict:
         )
     error = None
     if payload.get("check"):
-        error = _sampled_error(layer, weights, x, unpacked(out, layer.output_shape(shape)[1], gives))
-    tolerance = payload.get("tolerance", primitive.tolerance)
+        error = sampled_error(layer, weights, x, unpacked(out, layer.output_shape(shape)[1], gives))
+    tolerance = payload.get("tolerance", primitive.tolerance_of(payload["config"]))
     if error is not None and not error <= tolerance:
         raise RunFailed(
             f"{primitive.name} computed something else: relative L2 error {error:.1e}, allowed {tolerance:.0e}"
@@ -133,12 +126,6 @@ def _give_back_freed_memory() -> None:
         trim(0)
 
 
-def _sampled_error(layer: Layer, weights: dict[str, np.ndarray], x: np.ndarray, out: np.ndarray) -> float:
-    points = sample_points(out.shape, CHECKED_VOXELS)
-    found = out[points[:, 0], :, points[:, 1], points[:, 2], points[:, 3]]
-    return relative_l2(found, truth_at(layer, weights, x, points))
-
-
 def run_plan(payload: dict, on_sample: OnSample) -> dict:
     """Run a plan end to end on patches of noise, in a process that ran nothing else, so that the peak is its own.
 
@@ -148,16 +135,18 @@ def run_plan(payload: dict, on_sample: OnSample) -> dict:
     ``znni-tune run`` may need) and ``outer`` (rounds of the plan's outermost loop to run, whose rounds are alike; seconds are
     then what all would take).
 
-    Result: ``seconds`` (of each run; filling the input is not timed), ``median_s``, ``iqr_s``, ``interval_s``,
-    ``single`` (only one sample, because the plan takes seconds or the cap allowed no more), ``share`` (of all rounds that
-    was run), ``voxels`` (output voxels
-    of one run), ``steps`` ({name: median seconds}), ``baseline_bytes`` (resident before the program was made),
-    ``peak_bytes`` (of the process, from its start).
+    Result: ``seconds`` (of each run, filling the input not timed; of a split plan, from one patch's result to the next
+    one's in a stream of patches), ``median_s``, ``iqr_s``, ``interval_s``, ``single`` (only one sample, because the plan
+    takes seconds or the cap allowed no more), ``share`` (of all rounds that was run), ``voxels`` (output voxels of one
+    run), ``steps`` ({name: median seconds}), ``baseline_bytes`` (resident before the program was made), ``peak_bytes``
+    (of the process, from its start), ``peak_device_bytes`` (what it allocated there at most).
 
     Raises
     ------
     MemoryLimit
-        Where the plan needs more than is free, or than ``limit_bytes``.
+        Where the plan needs more than is free, or than ``limit_bytes``; on the device, too.
+    NoDevice
+        Where it needs one, and there is none.
     PlanMismatch
         Where it belongs to another network, or cannot run here.
     RunFailed
@@ -170,59 +159,47 @@ def run_plan(payload: dict, on_sample: OnSample) -> dict:
     given = payload["plan"]
     plan = Plan.read(given) if isinstance(given, str) else Plan.from_dict(given)
     plan.bind(_network(payload.get("network") or plan.network))
-    baseline_bytes = resident_bytes()
-    program = plan.program(payload.get("limit_bytes"))
-    rng = np.random.default_rng(payload.get("seed", 0))
-    cap_s = payload.get("cap_s", math.inf)
-    outer = payload.get("outer")
-    start = time.perf_counter()
-
-    def run() -> tuple[float, list[float]]:
-        rng.standard_normal(out=program.input, dtype=np.float32)
-        if outer:
-            steps = program.run_timed(outer)
-            return sum(steps), steps
-        begun = time.perf_counter()
-        steps = program.run_timed()
-        return time.perf_counter() - begun, steps
-
-    first_s, steps = run()
-    runs = []
-    if first_s >= LONG_SECONDS or 2 * first_s > cap_s:
-        runs.append((first_s, steps))
-        on_sample(first_s)
-    while not runs or (
-        first_s < LONG_SECONDS and len(runs) < payload["rounds"] and time.perf_counter() - start + runs[-1][0] <= cap_s
-    ):
-        runs.append(run())
-        on_sample(runs[-1][0])
-    peak_bytes = peak_resident_bytes()
-    if not np.isfinite(program.output.sum(dtype=np.float64)):
+    with opened_for(plan) as own_device:
+        if own_device:
+            load_libraries(own_device)
+            own_device.reset_peak()
+        baseline_bytes = resident_bytes()
+        program = plan.program(payload.get("limit_bytes"))
+        noise = np.random.default_rng(payload.get("seed", 0)).standard_normal(NOISE_VOXELS, dtype=np.float32)
+        runs = PlanRuns(plan, program, noise)
+        runs.take(payload["rounds"], payload.get("cap_s", math.inf), payload.get("outer"), on_sample)
+        peak_bytes = peak_resident_bytes()
+        peak_device_bytes = own_device.peak_bytes if own_device else 0
+        finite = bool(np.isfinite(program.output.sum(dtype=np.float64)))
+        steps = {call.node.name: seconds for call, seconds in zip(program.calls, runs.step_seconds(), strict=True)}
+    if not finite:
         raise RunFailed("the plan's output holds values that are not finite")
-    summary = summarise([seconds for seconds, _ in runs])
+    summary = summarise(runs.seconds)
     return {
-        "seconds": [seconds for seconds, _ in runs],
+        "seconds": runs.seconds,
         "median_s": summary.median_s,
         "iqr_s": summary.iqr_s,
         "interval_s": summary.interval_s,
-        "single": len(runs) == 1,
-        "share": outer / program.loops[0].parts if outer and program.loops else 1.0,
+        "single": len(runs.seconds) == 1,
+        "share": runs.share,
         "voxels": plan.batch * int(np.prod(plan.output_patch)),
-        "steps": {
-            call.node.name: float(np.median([own[i] for _, own in runs])) for i, call in enumerate(program.calls)
-        },
+        "steps": steps,
         "baseline_bytes": baseline_bytes,
         "peak_bytes": peak_bytes,
+        "peak_device_bytes": peak_device_bytes,
     }
 
 
 def baseline(payload: dict, on_sample: OnSample) -> dict:
-    """What ``znni-tune run`` takes before a plan's program: interpreter, modules and the ``network`` of the payload.
+    """What ``znni-tune run`` takes before a plan's program: interpreter, modules and the ``network`` of the payload; with
+    ``gpu``, the device's context and libraries as well.
 
     Result: ``resident_bytes``, and ``peak_bytes``, which loading the network may have made larger for a moment.
     """
     _import_what_running_needs()
     network = _network(payload["network"])
+    if payload.get("gpu"):
+        load_libraries(the_device())
     found = {"resident_bytes": resident_bytes(), "peak_bytes": peak_resident_bytes()}
     return found | {"weight_bytes": network.weight_bytes}
 
@@ -244,4 +221,4 @@ def _import_what_running_needs() -> None:
 run_plan.needs_fresh_process = True
 baseline.needs_fresh_process = True
 
-TASKS = {task.__name__: task for task in (ping, ceilings, measure_layer, run_plan, baseline)}
+TASKS = {task.__name__: task for task in (ping, ceilings, device, device_ceilings, measure_layer, run_plan, baseline)}

@@ -11,6 +11,8 @@ from znni.layers import Triple
 _BYTES = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}  # fmt: skip
 _SECONDS = {"": 1, "s": 1, "ms": 1e-3, "min": 60, "m": 60, "h": 3600}
+#: In place of a size: as much as there is.
+ALL = "all"
 _NUMBER_UNIT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*")
 
 
@@ -33,6 +35,11 @@ def parse_bytes(text: str) -> int:
     if value < 1:
         raise BadQuantity(f"expected {expected}, more than nothing, got {text!r}")
     return value
+
+
+def parse_limit(text: str) -> int | str:
+    """As `parse_bytes`, or ``all``: as much as there is."""
+    return ALL if text.strip().lower() == ALL else parse_bytes(text)
 
 
 def parse_seconds(text: str) -> float:

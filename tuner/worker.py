@@ -5,13 +5,15 @@
 
 The parent's side is `Worker`; the child is ``python -m tuner.worker``. It is reused from call to call, started again
 after it had to be killed, and killed by the kernel when its parent ends, however that ends. Requests and answers are
-JSON, one a line, on pipes of their own: what a task prints goes to standard error, whose end is kept for the error.
+JSON, one a line, on pipes of their own: what a task prints goes to standard error, whose end is kept for the error. A process
+that lost its device is replaced as well.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -25,7 +27,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from znni.errors import RunFailed, ZnniError
+from znni.errors import DeviceLost, RunFailed, ZnniError
 
 #: Seconds that a new process may take to be ready; starting an interpreter on a busy machine takes some.
 _START_TIMEOUT_S = 60.0
@@ -124,6 +126,8 @@ class Worker:
             raise
         if "error" in answer:
             error = answer["error"]
+            if error["lost"]:
+                self.close()
             raise TaskRaised(error["reason"], error["detail"], error["kind"])
         return answer["result"]
 
@@ -280,7 +284,11 @@ def main(parent: int, tasks_module: str) -> None:
             answer(result=task(request["payload"], lambda seconds: answer(sample=seconds)))
         except Exception as error:
             reason, kind = _reason(error), type(error).__name__
-            answer(error={"reason": reason, "detail": traceback.format_exc(), "kind": kind})
+            # nothing more can be done with a lost device in this process
+            lost = isinstance(error, DeviceLost)
+            answer(error={"reason": reason, "detail": traceback.format_exc(), "kind": kind, "lost": lost})
+            error.__traceback__ = None
+            gc.collect()  # an error can refer to itself, and keep what its frames held: memory of a device
 
 
 if __name__ == "__main__":

@@ -137,6 +137,11 @@ def default_plan(
 def limit_too_small(network: Network, predictor: Predictor, baseline_bytes: int, limit_bytes: int) -> MemoryLimit:
     """The error for a limit under which no patch of `network` runs."""
     mib = 1 << 20
+    if predictor.gpu is not None:
+        return MemoryLimit(
+            f"{limit_bytes / mib:.0f} MiB, and what is allowed of the GPU's memory, are too little for any patch of "
+            f"{network.name} (field of view {by_x(network.field_of_view)}); raise --memory, or --gpu-memory"
+        )
     least = smallest_limit(network, predictor, baseline_bytes)
     return MemoryLimit(
         f"{limit_bytes / mib:.0f} MiB is too little for any patch of {network.name} "

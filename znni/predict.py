@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from znni.arena import aligned
 from znni.gpu.ceilings import DeviceCeilings
 from znni.gpu.device import device_aligned
-from znni.layers import Layer, Shape
+from znni.layers import Conv, ConvMaxPoolFragments, Layer, Shape
 from znni.layouts import DEVICE, PLAIN, layouts_of, tensor_bytes, with_layouts
 from znni.primitives import candidates, get, registered
 from znni.primitives.base import Config, Cost, Primitive, config_key
@@ -51,6 +51,9 @@ class Predictor:
         Whether other libraries' primitives may be used, which a plan that is to travel should not.
     gpu : DeviceCeilings, optional
         Of the open device, whose primitives are then options too.
+    only : str, optional
+        "gpu": nothing but primitives on the device, and copies; "stream": those that stream from host memory, too, and the
+        CPU's for all that is no convolution. By default all.
     """
 
     def __init__(
@@ -61,9 +64,10 @@ class Predictor:
         measured: Iterable[Measured] = (),
         foreign: bool = False,
         gpu: DeviceCeilings | None = None,
+        only: str | None = None,
     ):
         self.threads, self.flop_per_s, self.bytes_per_s, self.foreign = threads, flop_per_s, bytes_per_s, foreign
-        self.gpu = gpu
+        self.gpu, self.only = gpu, only
         self._options: dict[tuple, list[Option]] = {}
         self._best: dict[tuple, list[Option]] = {}
         self._exact: dict[tuple, float] = {}
@@ -130,11 +134,20 @@ class Predictor:
                 self._option(primitive, layer, shape, with_layouts(config, *layouts))
                 for device in (("cpu",) if self.gpu is None else ("cpu", "gpu"))
                 for primitive in candidates(layer, shape, device)
-                if self.foreign or not primitive.foreign
+                if self._may_be(primitive, layer)
                 for config in primitive.configs(layer, shape)
                 for layouts in primitive.layouts
             ]
         return self._options[key]
+
+    def _may_be(self, primitive: Primitive, layer: Layer) -> bool:
+        if primitive.foreign and not self.foreign:
+            return False
+        if self.only is None:
+            return True
+        if primitive.device == "gpu":
+            return self.only == "stream" or primitive.layouts != ((PLAIN, PLAIN),)
+        return self.only == "stream" and not isinstance(layer, Conv | ConvMaxPoolFragments)
 
     def best_options(self, layer: Layer, shape: Shape, most_error: float) -> list[Option]:
         """The candidates whose error is at most `most_error` and that no other beats in seconds and bytes."""

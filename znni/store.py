@@ -8,12 +8,15 @@ leaves is read like any other row. The main table is ``measurements``, one row f
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from znni.layers import Layer, describe
 from znni.store_file import StoreFile, default_path
 from znni.store_rows import (
+    SIMULATED,
+    DeviceFigures,
     MeasurementKey,
     StoredMeasurement,
     StoredPlanRun,
@@ -26,6 +29,7 @@ from znni.store_rows import (
 from znni.timing import Timing
 
 if TYPE_CHECKING:
+    from znni.gpu.ceilings import DeviceCeilings
     from znni.predict import Measured
 
 
@@ -39,28 +43,37 @@ class OpenMeasurement:
         """Append one sample, in seconds per call."""
         self._store.append_sample("measurements", self._row, seconds)
 
-    def finish(self, timing: Timing, *, measured_bytes: int | None = None, relative_l2: float | None = None) -> None:
-        """Close the row with what the timing said; its samples must have been added as they came."""
-        self._store.execute(
-            "UPDATE measurements SET median_s = ?, iqr_s = ?, single = ?, early_stopped = ?, finished = 1, "
-            "measured_bytes = ?, relative_l2 = ? WHERE id = ?",
-            (
-                timing.median_s,
-                timing.iqr_s,
-                timing.single,
-                timing.early_stopped,
-                measured_bytes,
-                relative_l2,
-                self._row,
-            ),
-        )
+    def finish(
+        self,
+        timing: Timing,
+        *,
+        measured_bytes: int | None = None,
+        relative_l2: float | None = None,
+        device: DeviceFigures | None = None,
+    ) -> None:
+        """Close the row with what the timing said; its samples must have been added as they came.
+
+        `device` goes with samples by the device's clock.
+        """
+        columns = {
+            "median_s": timing.median_s,
+            "iqr_s": timing.iqr_s,
+            "single": timing.single,
+            "early_stopped": timing.early_stopped,
+            "finished": 1,
+            "measured_bytes": measured_bytes,
+            "relative_l2": relative_l2,
+        }
+        self._store.update("measurements", self._row, columns | (asdict(device) if device else {}))
 
     def fail(self, reason: str, *, measured_bytes: int | None = None, relative_l2: float | None = None) -> None:
         """Close the row as failed, with the reason in words: it counts as no measurement, and says not to try again."""
-        self._store.execute(
-            "UPDATE measurements SET failed = ?, finished = 1, measured_bytes = ?, relative_l2 = ? WHERE id = ?",
-            (reason, measured_bytes, relative_l2, self._row),
-        )
+        columns = {"failed": reason, "finished": 1, "measured_bytes": measured_bytes, "relative_l2": relative_l2}
+        self._store.update("measurements", self._row, columns)
+
+    def drop(self) -> None:
+        """Remove the row: what went wrong says nothing of what was to be measured (a device's memory that others held)."""
+        self._store.execute("DELETE FROM measurements WHERE id = ?", (self._row,))
 
 
 class OpenPlanRun:
@@ -73,18 +86,21 @@ class OpenPlanRun:
         """Append the seconds of one run."""
         self._store.append_sample("plan_runs", self._row, seconds)
 
-    def finish(self, *, measured_voxels_per_s: float, peak_bytes: int | None) -> None:
+    def finish(
+        self, *, measured_voxels_per_s: float, peak_bytes: int | None, peak_device_bytes: int | None = None
+    ) -> None:
         """Close the row with what the runs came to."""
-        self._store.execute(
-            "UPDATE plan_runs SET measured_voxels_per_s = ?, peak_bytes = ? WHERE id = ?",
-            (measured_voxels_per_s, peak_bytes, self._row),
-        )
+        columns = {
+            "measured_voxels_per_s": measured_voxels_per_s,
+            "peak_bytes": peak_bytes,
+            "peak_device_bytes": peak_device_bytes,
+        }
+        self._store.update("plan_runs", self._row, columns)
 
-    def fail(self, reason: str, *, peak_bytes: int | None = None) -> None:
+    def fail(self, reason: str, *, peak_bytes: int | None = None, peak_device_bytes: int | None = None) -> None:
         """Close the row as failed, with the reason in words."""
-        self._store.execute(
-            "UPDATE plan_runs SET failed = ?, peak_bytes = ? WHERE id = ?", (reason, peak_bytes, self._row)
-        )
+        columns = {"failed": reason, "peak_bytes": peak_bytes, "peak_device_bytes": peak_device_bytes}
+        self._store.update("plan_runs", self._row, columns)
 
 
 class Store(StoreFile):
@@ -92,8 +108,15 @@ class Store(StoreFile):
 
     # Measurements of layers
 
-    def open_measurement(self, key: MeasurementKey, *, predicted_bytes: int | None = None) -> OpenMeasurement:
-        """A new row for samples to be added to as they are taken.
+    def open_measurement(
+        self,
+        key: MeasurementKey,
+        *,
+        predicted_bytes: int | None = None,
+        predicted_device_bytes: int | None = None,
+        clock: str = "wall",
+    ) -> OpenMeasurement:
+        """A new row for samples, by the host's clock ("wall") or the "device"'s, to be added to as they are taken.
 
         Raises
         ------
@@ -101,7 +124,12 @@ class Store(StoreFile):
             For a simulated device, on which results can be checked but nothing can be timed.
         """
         _refuse_simulated(key.device)
-        columns = key.columns() | {"predicted_bytes": predicted_bytes, "created": _now()}
+        columns = key.columns() | {
+            "predicted_bytes": predicted_bytes,
+            "predicted_device_bytes": predicted_device_bytes,
+            "clock": clock,
+            "created": _now(),
+        }
         return OpenMeasurement(self, self.insert("measurements", columns))
 
     def measurements(
@@ -132,6 +160,8 @@ class Store(StoreFile):
     ) -> list[Measured]:
         """What predictions can start from: the newest median of each key that has samples and did not fail since.
 
+        What the GPU was measured to take is under `znni.store_rows.NO_THREADS` threads.
+
         With `kernels`, a digest, only what those kernels were measured to take: others may be faster, and know other configs.
 
         Other libraries, kept with the device ``peer`` for comparison, are left out.
@@ -159,9 +189,11 @@ class Store(StoreFile):
         request: str | None = None,
         predicted_voxels_per_s: float | None = None,
         predicted_bytes: int | None = None,
+        predicted_device_bytes: int | None = None,
         device: str = "cpu",
     ) -> OpenPlanRun:
-        """A new row for runs of the plan of that digest; `ValueError` for a simulated device."""
+        """A new row for runs of the plan of that digest on "cpu", "gpu" or both ("split"); `ValueError` for a simulated
+        device."""
         _refuse_simulated(device)
         columns = {
             "plan": plan,
@@ -169,6 +201,8 @@ class Store(StoreFile):
             "machine": machine,
             "predicted_voxels_per_s": predicted_voxels_per_s,
             "predicted_bytes": predicted_bytes,
+            "predicted_device_bytes": predicted_device_bytes,
+            "device": device,
             "created": _now(),
         }
         return OpenPlanRun(self, self.insert("plan_runs", columns))
@@ -227,6 +261,21 @@ class Store(StoreFile):
         ).fetchone()
         return row and (row["flop_per_s"], row["bytes_per_s"])
 
+    def save_device_ceilings(self, machine: str, ceilings: DeviceCeilings) -> None:
+        """Keep what a machine's GPU can do at most."""
+        self.execute(
+            "INSERT OR REPLACE INTO device_ceilings VALUES (:machine, :flop_per_s, :bytes_per_s, :upload_bytes_per_s, "
+            ":download_bytes_per_s, :now)",
+            asdict(ceilings) | {"machine": machine, "now": _now()},
+        )
+
+    def device_ceilings(self, machine: str) -> DeviceCeilings | None:
+        """What `save_device_ceilings` kept."""
+        from znni.gpu.ceilings import DeviceCeilings
+
+        row = self.execute("SELECT * FROM device_ceilings WHERE machine = ?", (machine,)).fetchone()
+        return row and DeviceCeilings(**{f.name: row[f.name] for f in fields(DeviceCeilings)})
+
 
 def measured_here(layer: Layer, threads: int) -> list[Measured]:
     """What the default store knows of `layer` on this machine; nothing where there is no store yet."""
@@ -240,7 +289,7 @@ def measured_here(layer: Layer, threads: int) -> list[Measured]:
 
 
 def _refuse_simulated(device: str) -> None:
-    if device == "simulated":
+    if device == SIMULATED:
         raise ValueError("a simulated device proves results, never speed: its timings are not stored")
 
 

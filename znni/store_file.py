@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
 from znni.errors import FormatError, RunFailed, ZnniError
 
 #: Raised when tables change so that older versions cannot use them.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: Marks the file as a store of znni ("znni" in ASCII).
 _APPLICATION_ID = 0x7A6E6E69
 _BUSY_TIMEOUT_S = 30.0
@@ -39,7 +40,12 @@ CREATE TABLE measurements (
     predicted_bytes INTEGER,
     measured_bytes INTEGER,
     relative_l2 REAL,
-    created TEXT NOT NULL
+    created TEXT NOT NULL,
+    clock TEXT NOT NULL DEFAULT 'wall',  -- whose seconds the samples are: the host's ('wall') or the device's ('device')
+    wall_s REAL,                    -- of one call until it is done, where the samples are the device's
+    cold_s REAL,                    -- of preparing and the first call, kernels compiled and tables made
+    predicted_device_bytes INTEGER,
+    measured_device_bytes INTEGER
 );
 CREATE INDEX measurements_by_machine ON measurements (machine, threads, layer);
 CREATE TABLE plan_runs (
@@ -53,7 +59,10 @@ CREATE TABLE plan_runs (
     predicted_bytes INTEGER,
     peak_bytes INTEGER,
     failed TEXT,
-    created TEXT NOT NULL
+    created TEXT NOT NULL,
+    device TEXT NOT NULL DEFAULT 'cpu',  -- 'cpu', 'gpu' or both: 'split'
+    predicted_device_bytes INTEGER,
+    peak_device_bytes INTEGER
 );
 CREATE INDEX plan_runs_by_plan ON plan_runs (plan);
 CREATE TABLE verifications (plan TEXT PRIMARY KEY, result TEXT NOT NULL, created TEXT NOT NULL);
@@ -73,7 +82,37 @@ CREATE TABLE ceilings (
     created TEXT NOT NULL,
     PRIMARY KEY (machine, threads)
 );
+CREATE TABLE device_ceilings (
+    machine TEXT PRIMARY KEY,       -- fingerprint, the GPU included
+    flop_per_s REAL NOT NULL,
+    bytes_per_s REAL NOT NULL,
+    upload_bytes_per_s REAL NOT NULL,
+    download_bytes_per_s REAL NOT NULL,
+    created TEXT NOT NULL
+);
 """
+
+#: What makes the next version of a store of each older one.
+_MIGRATIONS = {
+    1: """
+ALTER TABLE measurements ADD COLUMN clock TEXT NOT NULL DEFAULT 'wall';
+ALTER TABLE measurements ADD COLUMN wall_s REAL;
+ALTER TABLE measurements ADD COLUMN cold_s REAL;
+ALTER TABLE measurements ADD COLUMN predicted_device_bytes INTEGER;
+ALTER TABLE measurements ADD COLUMN measured_device_bytes INTEGER;
+ALTER TABLE plan_runs ADD COLUMN device TEXT NOT NULL DEFAULT 'cpu';
+ALTER TABLE plan_runs ADD COLUMN predicted_device_bytes INTEGER;
+ALTER TABLE plan_runs ADD COLUMN peak_device_bytes INTEGER;
+CREATE TABLE device_ceilings (
+    machine TEXT PRIMARY KEY,
+    flop_per_s REAL NOT NULL,
+    bytes_per_s REAL NOT NULL,
+    upload_bytes_per_s REAL NOT NULL,
+    download_bytes_per_s REAL NOT NULL,
+    created TEXT NOT NULL
+);
+""",
+}
 
 
 def default_path() -> Path:
@@ -144,6 +183,11 @@ class StoreFile:
         names, places = ", ".join(columns), ", ".join(f":{name}" for name in columns)
         return self.execute(f"INSERT INTO {table} ({names}) VALUES ({places})", columns).lastrowid
 
+    def update(self, table: str, row: int, columns: dict[str, object]) -> None:
+        """Set columns of a row."""
+        changes = ", ".join(f"{name} = :{name}" for name in columns)
+        self.execute(f"UPDATE {table} SET {changes} WHERE id = :id", columns | {"id": row})
+
     def select(self, table: str, wanted: dict[str, object]) -> list[sqlite3.Row]:
         """The rows whose columns are as wanted (None: whatever they are), oldest first."""
         wanted = {name: value for name, value in wanted.items() if value is not None}
@@ -162,6 +206,8 @@ class StoreFile:
                 f"the store {self.path} was written by a newer znni (store version {version}, this one reads up to "
                 f"{SCHEMA_VERSION}); update znni, or give another store"
             )
+        if version < SCHEMA_VERSION:
+            self._migrate()
 
     def _use_write_ahead_log(self) -> None:
         """SQLite answers "locked" at once, whatever the timeout, while another process is changing the mode as well."""
@@ -186,13 +232,29 @@ class StoreFile:
         return version
 
     def _create(self) -> None:
-        self.execute("BEGIN IMMEDIATE")
-        try:
+        with self._alone():
             if self._version() == 0:  # no other process came first
-                for statement in SCHEMA.split(";\n"):
-                    self.execute(statement)
+                self._run(SCHEMA)
                 self.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
                 self.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _migrate(self) -> None:
+        """Bring the tables of an older version up to date; what they hold stays."""
+        with self._alone():
+            for version in range(self._version(), SCHEMA_VERSION):  # none, where another process came first
+                self._run(_MIGRATIONS[version])
+                self.execute(f"PRAGMA user_version = {version + 1}")
+
+    def _run(self, statements: str) -> None:
+        for statement in statements.split(";\n"):
+            self.execute(statement)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One transaction, before which no other process can begin to change anything."""
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            yield
             self.execute("COMMIT")
         except BaseException:
             self._connection.rollback()

@@ -19,9 +19,18 @@ def json_text(data: object) -> str:
     return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
 
+#: Device of what nothing is ever stored for.
+SIMULATED = "simulated"
+#: Threads of what is measured on the GPU.
+NO_THREADS = 0
+
+
 @dataclass(frozen=True)
 class MeasurementKey:
-    """What was measured: a primitive with a config on a layer and input shape, on a machine with these kernels."""
+    """What was measured: a primitive with a config on a layer and input shape, on a machine with these kernels.
+
+    On the GPU, where the CPU's threads have no part in it, `threads` is `NO_THREADS`.
+    """
 
     layer: Layer
     shape: Shape
@@ -47,8 +56,31 @@ class MeasurementKey:
 
 
 @dataclass(frozen=True)
+class DeviceFigures:
+    """What a measurement on the GPU says beside its samples, which are then seconds by the device's clock.
+
+    Attributes
+    ----------
+    wall_s : float
+        Median seconds of one call on the host's clock, until it is done.
+    cold_s : float
+        Seconds of preparing and the first call, kernels compiled and tables made.
+    predicted_device_bytes, measured_device_bytes : int
+        Of device memory beside input and output; other libraries predict none.
+    """
+
+    wall_s: float
+    cold_s: float
+    predicted_device_bytes: int | None
+    measured_device_bytes: int
+
+
+@dataclass(frozen=True)
 class StoredMeasurement:
-    """A row of ``measurements``. Median and interquartile range are of whatever samples there are; None without any."""
+    """A row of ``measurements``. Median and interquartile range are of whatever samples there are; None without any.
+
+    `clock` is whose seconds the samples are, "wall" or "device"; the rest is as `DeviceFigures` has it.
+    """
 
     key: MeasurementKey
     samples: tuple[float, ...]
@@ -62,11 +94,16 @@ class StoredMeasurement:
     measured_bytes: int | None
     relative_l2: float | None
     created: str
+    clock: str
+    wall_s: float | None
+    cold_s: float | None
+    predicted_device_bytes: int | None
+    measured_device_bytes: int | None
 
 
 @dataclass(frozen=True)
 class StoredPlanRun:
-    """A row of ``plan_runs``: seconds of each end-to-end run of a plan, and the peak of its process."""
+    """A row of ``plan_runs``: seconds of each end-to-end run of a plan, and the peak of its process; on the device, too."""
 
     plan: str
     request: str | None
@@ -78,6 +115,9 @@ class StoredPlanRun:
     peak_bytes: int | None
     failed: str | None
     created: str
+    device: str
+    predicted_device_bytes: int | None
+    peak_device_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -89,6 +129,12 @@ class StoredRequest:
     plan: dict | None
     complete: bool
     updated: str
+
+
+_AS_THEY_ARE = (
+    "failed", "predicted_bytes", "measured_bytes", "relative_l2", "created", "clock", "wall_s", "cold_s",
+    "predicted_device_bytes", "measured_device_bytes",
+)  # fmt: skip
 
 
 def measurement_of(row: sqlite3.Row) -> StoredMeasurement:
@@ -113,7 +159,7 @@ def measurement_of(row: sqlite3.Row) -> StoredMeasurement:
         single=bool(row["single"]),
         early_stopped=bool(row["early_stopped"]),
         finished=bool(row["finished"]),
-        **{name: row[name] for name in ("failed", "predicted_bytes", "measured_bytes", "relative_l2", "created")},
+        **{name: row[name] for name in _AS_THEY_ARE},
     )
 
 

@@ -52,11 +52,16 @@ def test_doctor(cli):
     assert "cpu.direct" in data["primitives"]
     assert data["store"]["path"] == os.environ["ZNNI_STORE"]
     assert data["cuda"]["usable"] or data["cuda"]["missing"]
+    findings = {finding["name"]: finding for finding in data["cuda"]["findings"]}
+    assert {"driver", "device", "pycuda", "nvcc", "cuDNN"} <= set(findings)
+    assert all(finding["text"] for finding in findings.values())
     missing = [p for p in data["packages"] if p["version"] is None]
     assert all(p["install"].startswith("pip install ") for p in missing)
     text = cli("doctor")
     assert text.code == 0
     assert data["machine"]["cpu"] in text.out
+    assert ("GPU         can be used" in text.out) == data["cuda"]["usable"]
+    assert all(f["found"] or f"{name}: missing: {f['text']}" in text.out for name, f in findings.items())
     assert not Path(os.environ["ZNNI_STORE"]).exists(), "looking at a store does not make one"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,60 @@ def test_configs_in_short():
     assert config_text({"tile": [8, 16, 16], "resident": True, "stream": False, "batch": 2}) == (
         "tile=8,16,16 resident no-stream batch=2"
     )
+
+
+#: A plan split after its first layer, as `znni.candidate` writes one.
+def split_plan(plan: str) -> Plan:
+    made = Plan.load(plan)
+    gpu = {"takes": "device", "gives": "device"}
+
+    def layer(name, primitive, config, predicted_s, device_bytes=0):
+        return replace(
+            made.layers[0], name=name, primitive=primitive, config=config, predicted_s=predicted_s, device_bytes=device_bytes
+        )
+
+    made.layers = [
+        layer("1_conv", "cpu.direct", {}, 3e-3),
+        layer("relayout_2_pool", "gpu.upload", {"gives": "device"}, 1e-3),
+        layer("2_pool", "gpu.mpf", gpu, 1e-3, 1 << 20),
+        layer("3_conv", "gpu.direct", gpu | {"tile": [8, 8]}, 2e-3, 3 << 20),
+    ]
+    made.split = 1
+    made.schedule = made.schedule | {"levels": [], "split_seconds": [[3e-3, 4e-3], [5e-3, 1e-3], None]}
+    made.limits = made.limits | {"device_bytes": 1 << 30}
+    made.memory = made.memory | {"device_arena_bytes": 3 << 20, "device_resident_bytes": 1 << 20}
+    return made
+
+
+def test_why_the_split_is_where_it_is(plan, small):
+    found = explain(split_plan(plan), load(small), None)
+    assert [layer["where"] for layer in found["layers"]] == ["CPU", "CPU > GPU", "GPU", "GPU"]
+    assert [layer["share"] for layer in found["layers"]] == pytest.approx([0.75, 0.25, 0.25, 0.5])
+    assert [(c["theta"], c["seconds"], c["chosen"]) for c in found["split_choices"]] == [
+        (1, 4e-3, True), (2, 5e-3, False), (3, None, False),
+    ]  # fmt: skip
+    text = explain_text(found)
+    for part in (
+        "the first 1 layers on the CPU, the rest on the GPU",
+        "CPU > GPU",
+        "on the GPU",
+        "tile=8,8",
+        "* 1",
+        "does not fit",
+        "here the GPU's; the CPU is idle for 25 % of it; no other split was predicted to be faster",
+        "GPU memory  predicted 4.00 MiB, measured -, limit 1.00 GiB",
+    ):
+        assert part in text, text
+    assert "gives" not in text
+    json.dumps(found)
+
+
+def test_a_split_that_is_not_the_fastest_by_prediction_is_not_called_so(plan, small):
+    made = split_plan(plan)
+    made.schedule["split_seconds"][1] = [2e-3, 1e-3]
+    assert "no other split" not in explain_text(explain(made, None, None))
+
+
+def test_a_plan_on_the_cpu_says_nothing_of_gpus(plan, small):
+    text = explain_text(explain(Plan.load(plan), load(small), None))
+    assert "GPU" not in text and "split" not in text

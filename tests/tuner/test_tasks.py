@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tuner import tasks
-from tuner.tasks import TASKS, measure_layer, run_plan, seeded_layer
+from tuner.seeded_layer import seeded_layer
+from tuner.tasks import TASKS, measure_layer, run_plan
 from tuner.worker import TaskRaised, Worker
 from znni import primitives
 from znni.default_plan import default_plan
@@ -157,6 +158,14 @@ def test_inputs_follow_from_the_seed():
     assert 0.1 < weights["weight"].std() * 90**0.5 < 2
 
 
+def test_large_inputs_repeat_what_was_drawn(monkeypatch):
+    monkeypatch.setattr("tuner.seeded_layer._DRAWN", 101)
+    x, _ = seeded_layer(CONV, (1, 2, 5, 6, 7), 3)
+    flat = x.reshape(-1)
+    assert np.isfinite(x).all() and (flat[101:202] == flat[:101]).all() and (flat[404:] == flat[:16]).all()
+    assert len(np.unique(flat)) == 101
+
+
 @pytest.fixture(scope="module")
 def network():
     return load("n337", width=3)
@@ -234,5 +243,6 @@ def test_what_is_imported_for_a_run_is_counted(worker, plan):
 
 
 def test_every_task_says_what_it_takes():
-    assert set(TASKS) == {"ping", "ceilings", "measure_layer", "run_plan", "baseline"}
+    names = {"ping", "ceilings", "device", "device_ceilings", "measure_layer", "run_plan", "baseline"}
+    assert set(TASKS) == names
     assert all(task.__doc__ for task in TASKS.values())

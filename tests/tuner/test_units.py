@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tuner.units import (
+    ALL,
     BadQuantity,
     bytes_text,
     digits,
     parse_bytes,
     parse_count,
+    parse_limit,
     parse_positive,
     parse_seconds,
     parse_seed,
@@ -92,3 +94,10 @@ def test_printed():
         "-",
         "1,000",
     ]
+
+
+def test_a_limit_may_be_all():
+    assert parse_limit("all") == parse_limit(" ALL ") == ALL
+    assert parse_limit("2GiB") == 2 << 30
+    with pytest.raises(BadQuantity, match="expected a size"):
+        parse_limit("most")
