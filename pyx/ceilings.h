@@ -1,18 +1,12 @@
 /* Loops that run at a core's arithmetic ceiling, and at the memory's. */
 #ifndef ZNNI_CEILINGS_H
 #define ZNNI_CEILINGS_H
-#include <time.h>
+#include "seconds.h"
 #include "simd.h"
 
 /* Independent chains of multiply-adds: two a cycle with a latency of four or five need ten; with the constant, twelve still fit
  * into the 16 registers of AVX. */
 #define ZN_CHAINS 12
-
-static inline double zn_seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec + 1e-9 * now.tv_nsec;
-}
 
 /* 2 * ZN_CHAINS * ZN_LANES operations a round. The result depends on every one of them, so that none is optimised away;
  * x -> x * 0.5 + 0.5 converges to 1, far from denormals; no chain starts there, or the compiler would know it already. */

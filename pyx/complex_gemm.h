@@ -3,10 +3,11 @@
  *   a b = k1 - k3 + i (k1 + k2),   k1 = Re a (Re b + Im b),  k2 = (Im a - Re a) Re b,  k3 = (Re a + Im a) Im b
  *
  * or plainly four. A has planes of floats, `plane` floats apart, with a row every `row` floats: Re, Im - Re and Re + Im
- * in Gauss's form, Re and Im plainly. B is a panel of V vectors of output channels: for each of `depth` input channels
- * the planes Re, Im and, in Gauss's form, Re + Im of V vectors. C gets, for each row, V vectors of real and V of
- * imaginary parts. The micro-kernels accumulate in registers, and broadcast an element of A for each row: in Gauss's
- * form rows x V vectors, in three passes over the depth, of which k1 serves two; plainly rows complex ones in one. */
+ * in Gauss's form, Re and Im plainly. B is a panel of V vectors of output channels: for each of `depth` input channels V
+ * vectors of real, then V of imaginary parts; their sums are made where they are used: there adders idle, while larger
+ * panels would be slower to write and to read. C gets, for each row, V vectors of real and V of imaginary parts. The
+ * micro-kernels accumulate in registers, and broadcast an element of A for each row: in Gauss's form rows x V vectors,
+ * in three passes over the depth, of which k1 serves two; plainly rows complex ones in one. */
 #ifndef ZNNI_COMPLEX_GEMM_H
 #define ZNNI_COMPLEX_GEMM_H
 #include "simd.h"
@@ -25,7 +26,7 @@
 
 /* Vectors of output channels in a whole panel; what is left over goes in a narrower one. */
 static inline int zn_cgemm_width(int gauss) { return gauss ? ZN_CGEMM_WIDTH : 1; }
-/* Planes of A and of B. */
+/* Planes of A. */
 static inline int zn_cgemm_parts(int gauss) { return gauss ? 3 : 2; }
 
 /* One frequency of `lines` transformed lines, `next` floats apart (real, then imaginary parts), into planes of A. */
@@ -40,15 +41,14 @@ static inline void zn_cgemm_rows(int gauss, const float *points, long next, long
 
 /* One frequency of `depth` rows of kernels, V lines each, into a panel of B; line v of a row is `apart` floats after
  * line 0. */
-static inline void zn_cgemm_panel(int gauss, int V, const float *points, long next, long apart, long depth,
+static inline void zn_cgemm_panel(int V, const float *points, long next, long apart, long depth,
                                   float *restrict panel) {
-    for (long j = 0; j < depth; j++, panel += zn_cgemm_parts(gauss) * V * ZN_LANES)
+    for (long j = 0; j < depth; j++, panel += 2 * V * ZN_LANES)
         for (int v = 0; v < V; v++) {
             const float *p = points + j * next + v * apart;
             const zn_vec r = zn_load(p), m = zn_load(p + ZN_LANES);
             zn_store(panel + v * ZN_LANES, r);
             zn_store(panel + (V + v) * ZN_LANES, m);
-            if (gauss) zn_store(panel + (2 * V + v) * ZN_LANES, r + m);
         }
 }
 
@@ -56,26 +56,29 @@ static inline __attribute__((always_inline)) void zn_gauss_micro(const int rows,
                                                                  const float *a, long row, long plane, const float *b,
                                                                  float *c) {
     zn_vec k1[ZN_CGEMM_SUMS], k[ZN_CGEMM_SUMS];
-    const long step = 3 * V * ZN_LANES, c_row = 2 * V * ZN_LANES;
+    const long step = 2 * V * ZN_LANES, c_row = 2 * V * ZN_LANES;
 #pragma GCC unroll 24
     for (int i = 0; i < rows * V; i++) k[i] = zn_splat(0.0f);
-#define ZN_PRODUCT(A, PLANE, OP)                                                                      \
+#define ZN_PRODUCT(A, FACTOR, OP)                                                                     \
     for (long j = 0; j < depth; j++) {                                                                \
         zn_vec w[ZN_CGEMM_WIDTH];                                                                     \
-        _Pragma("GCC unroll 2") for (int v = 0; v < V; v++)                                           \
-            w[v] = zn_load(b + j * step + (PLANE * V + v) * ZN_LANES);                                \
+        _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) {                                         \
+            const float *const re = b + j * step + v * ZN_LANES, *const im = re + V * ZN_LANES;       \
+            w[v] = FACTOR;                                                                            \
+            ZN_IN_REGISTER(w[v]);                                                                     \
+        }                                                                                             \
         _Pragma("GCC unroll 24") for (int i = 0; i < rows; i++) {                                     \
             const zn_vec s = zn_splat(a[A * plane + i * row + j]);                                    \
             _Pragma("GCC unroll 2") for (int v = 0; v < V; v++) k[i * V + v] OP s * w[v];             \
         }                                                                                             \
     }
-    ZN_PRODUCT(0, 2, +=)
+    ZN_PRODUCT(0, zn_load(re) + zn_load(im), +=)
 #pragma GCC unroll 24
     for (int i = 0; i < rows * V; i++) k1[i] = k[i];
-    ZN_PRODUCT(1, 0, +=)
+    ZN_PRODUCT(1, zn_load(re), +=)
 #pragma GCC unroll 24
     for (int i = 0; i < rows * V; i++) zn_store(c + i / V * c_row + (V + i % V) * ZN_LANES, k[i]), k[i] = k1[i];
-    ZN_PRODUCT(2, 1, -=)
+    ZN_PRODUCT(2, zn_load(im), -=)
 #pragma GCC unroll 24
     for (int i = 0; i < rows * V; i++) zn_store(c + i / V * c_row + i % V * ZN_LANES, k[i]);
 #undef ZN_PRODUCT

@@ -34,37 +34,36 @@ static inline long zn_columns_before(int nx, int ny, int kx) {
     return (kx - mirrored) * (long)ny + mirrored * (ny / 2 + 1);
 }
 
-/* Z to columns of first <= kx < last: *twice* the spectra of a and, unless `alone`, b. */
-static inline void zn_planes_split(int nx, int ny, int first, int last, const float *z, long width, int alone,
-                                   float *columns, long step) {
-    for (int kx = first; kx < last; kx++) {
-        const int count = zn_plane_columns(nx, ny, kx);
-        const float *p = z + kx * width, *mirror = z + (kx ? nx - kx : 0) * width, *m = mirror;
-        for (int ky = 0; ky < count; ky++, p += ZN_POINT, columns += step) {
-            const zn_vec pr = zn_load(p), pi = zn_load(p + ZN_LANES), mr = zn_load(m), mi = zn_load(m + ZN_LANES);
-            zn_stream(columns, pr + mr), zn_stream(columns + ZN_LANES, pi - mi);
-            if (!alone) zn_stream(columns + ZN_POINT, pi + mi), zn_stream(columns + ZN_POINT + ZN_LANES, mr - pr);
-            m = mirror + (ny - 1 - ky) * ZN_POINT;
-        }
+/* Line kx of Z, and line (nx - kx) mod nx, its mirror, both without gaps, to the first `count` columns of kx: *twice* the
+ * spectra of a and, unless `alone`, b. Returns where the columns of the next kx are. */
+static inline float *zn_columns_split(int ny, int count, const float *line, const float *mirror, int alone,
+                                      float *columns, long step) {
+    const float *p = line, *m = mirror;
+    for (int ky = 0; ky < count; ky++, p += ZN_POINT, columns += step) {
+        const zn_vec pr = zn_load(p), pi = zn_load(p + ZN_LANES), mr = zn_load(m), mi = zn_load(m + ZN_LANES);
+        zn_stream(columns, pr + mr), zn_stream(columns + ZN_LANES, pi - mi);
+        if (!alone) zn_stream(columns + ZN_POINT, pi + mi), zn_stream(columns + ZN_POINT + ZN_LANES, mr - pr);
+        m = mirror + (ny - 1 - ky) * ZN_POINT;
     }
+    return columns;
 }
 
-/* Columns to Z; b is zero if `alone`. Meanwhile the two points that come next in each column are fetched. */
-static inline void zn_planes_merge(int nx, int ny, const float *columns, long step, int alone, float *z, long width) {
+/* The inverse; b is zero if `alone`. Meanwhile the point that comes next in each column is fetched. Where line and
+ * mirror are one line, `count` columns make it whole. */
+static inline const float *zn_columns_merge(int ny, int count, const float *columns, long step, int alone, float *line,
+                                            float *mirror) {
     const long next = (alone ? 1 : 2) * ZN_POINT;
-    for (int kx = 0; kx <= nx / 2; kx++) {
-        const int count = zn_plane_columns(nx, ny, kx);
-        float *p = z + kx * width, *mirror = z + (kx ? nx - kx : 0) * width, *m = mirror;
-        for (int ky = 0; ky < count; ky++, p += ZN_POINT, columns += step) {
-            const zn_vec ar = zn_load(columns), ai = zn_load(columns + ZN_LANES);
-            zn_vec br = zn_splat(0.0f), bi = br;
-            if (!alone) br = zn_load(columns + ZN_POINT), bi = zn_load(columns + ZN_POINT + ZN_LANES);
-            __builtin_prefetch(columns + next), __builtin_prefetch(columns + next + ZN_POINT);
-            zn_store(m, ar + bi), zn_store(m + ZN_LANES, br - ai);
-            zn_store(p, ar - bi), zn_store(p + ZN_LANES, ai + br);
-            m = mirror + (ny - 1 - ky) * ZN_POINT;
-        }
+    float *p = line, *m = mirror;
+    for (int ky = 0; ky < count; ky++, p += ZN_POINT, columns += step) {
+        const zn_vec ar = zn_load(columns), ai = zn_load(columns + ZN_LANES);
+        zn_vec br = zn_splat(0.0f), bi = br;
+        if (!alone) br = zn_load(columns + ZN_POINT), bi = zn_load(columns + ZN_POINT + ZN_LANES);
+        __builtin_prefetch(columns + next);
+        zn_store(m, ar + bi), zn_store(m + ZN_LANES, br - ai);
+        zn_store(p, ar - bi), zn_store(p + ZN_LANES, ai + br);
+        m = mirror + (ny - 1 - ky) * ZN_POINT;
     }
+    return columns;
 }
 
 /* Zeros for points `step` floats apart. */
@@ -77,8 +76,8 @@ static inline void zn_points_scale(float *points, int count, float factor) {
     for (long i = 0; i < (long)count * ZN_POINT; i += ZN_LANES) zn_store(points + i, zn_load(points + i) * factor);
 }
 
-/* Asks for points that are read soon. */
-static inline void zn_points_prefetch(const float *points, int count) {
-    for (int i = 0; i < count; i++) __builtin_prefetch(points + (long)i * ZN_POINT);
+/* Asks for points, `step` floats apart, that are read soon. */
+static inline void zn_points_prefetch(const float *points, long step, int count) {
+    for (int i = 0; i < count; i++) __builtin_prefetch(points + i * step);
 }
 #endif

@@ -4,7 +4,8 @@
 Three stages per block of tiles. A *lane group* is ZN_LANES rows, a row being one channel of one tile; a *column* is the
 line along z of one (ky, kx), and holds, lane group after lane group, the planes of the tile side by side.
 
-1. x and y transforms of the planes of every lane group, two real planes as one complex plane (`tile_forward.pxd`).
+1. x and y transforms of the planes of every lane group, two real planes as one complex plane (`tile_forward.pxd`,
+   `tile_columns.pxd`).
 2. Per column: z transforms of the tiles; then for each panel of output channels z transforms of the kernels, a matrix
    product for each kz, and inverse z transforms of the wanted planes, to where the column came from
    (`tile_products.pxd`).
@@ -17,9 +18,32 @@ each (`tile_kernels.pxd`). A dilated layer is prod(dilation) interleaved sub-lat
 
 from cython.parallel cimport parallel, prange, threadid
 
-from lane_fft cimport ZN_LANES, zn_circle, zn_fft_good, zn_fft_init, zn_fft_table, zn_fft_table_floats
+from lane_fft cimport (
+    ZN_FFT_MAX_PASSES,
+    ZN_LANES,
+    zn_circle,
+    zn_fft_factor,
+    zn_fft_good,
+    zn_fft_init,
+    zn_fft_table,
+    zn_fft_table_floats,
+    zn_stage_begin,
+    zn_stage_end,
+)
 from tile_forward cimport block_group, plain_group
-from tile_geometry cimport Geometry, chunk, columns_before, lane_groups, lay_out, part_end, spectra_floats
+from tile_geometry cimport (
+    INPUT,
+    KERNELS,
+    N_STAGES,
+    OUTPUT,
+    Geometry,
+    chunk,
+    columns_before,
+    lane_groups,
+    lay_out,
+    part_end,
+    spectra_floats,
+)
 from tile_inverse cimport Finish, inverse_group
 from tile_kernels cimport kernel_group
 from tile_places cimport axis_of
@@ -29,6 +53,15 @@ cdef enum:
     STREAMED_BYTES = 8 << 20  # an output of so many is not read back from the caches, so it is written past them
 
 LANES = ZN_LANES
+#: What `run` can time: transforms along x and y, along z (of kernels, where they are used), and products.
+STAGES = ("kernels", "input", "input_z", "kernels_z", "products", "output_z", "output")
+
+
+def radices(int n):
+    """Of the passes of a transform of `n` points, in their order; none where n is 1."""
+    cdef int radix[ZN_FFT_MAX_PASSES]
+    cdef int passes = zn_fft_factor(n, radix) if n > 1 else 0
+    return tuple([radix[i] for i in range(passes)])
 
 
 cdef class Tiling:
@@ -118,11 +151,11 @@ cdef class Tiling:
         scratch : uint8, `scratch_bytes` long
         """
         with nogil:
-            self.kernels(&weight[0, 0, 0, 0, 0], 0, &spectra[0], <float *> &scratch[0])
+            self.kernels(&weight[0, 0, 0, 0, 0], 0, &spectra[0], <float *> &scratch[0], NULL)
 
     def run(self, x not None, const float[:, :, :, :, ::1] weight, const float[::1] spectra,
             const float[::1] bias not None, int activation, float a, float b, out not None,
-            unsigned char[::1] workspace not None):
+            unsigned char[::1] workspace not None, double[:, ::1] stages=None):
         """Compute the layer.
 
         Parameters
@@ -139,6 +172,8 @@ cdef class Tiling:
             Every element is written, zeros in lanes beyond the last channel.
         workspace : uint8, 64-byte aligned
             `workspace_bytes` long, and `spectra_bytes` more where `spectra` is None.
+        stages : float64, (threads, len(STAGES)), optional
+            Each thread adds the seconds that it spent in each stage.
         """
         cdef Finish finish
         cdef Geometry *g = &self.g
@@ -153,10 +188,16 @@ cdef class Tiling:
         cdef float *made = scratch + self.threads * g.scratch_step
         cdef const float *kept = made
         cdef const float *weights = NULL
+        cdef double *spent = NULL
         cdef long first = 0, count
         cdef int part
         if <size_t> columns % 64:
             raise ValueError("the workspace must start at a multiple of 64 bytes; take it from an arena")
+        if stages is not None:
+            if stages.shape[0] != self.threads or stages.shape[1] != N_STAGES:
+                raise ValueError(f"stages must be {self.threads} x {N_STAGES}, "
+                                 f"got {stages.shape[0]} x {stages.shape[1]}")
+            spent = &stages[0, 0]
         if spectra is None:
             weights = &weight[0, 0, 0, 0, 0]
         else:
@@ -181,58 +222,79 @@ cdef class Tiling:
         with nogil:
             while first < g.tiles:
                 count = min(g.block, g.tiles - first)
-                self.forward(source, first, count, columns, scratch)
+                self.forward(source, first, count, columns, scratch, spent)
                 for part in range(g.parts):
                     if weights != NULL and (g.parts > 1 or first == 0):
-                        self.kernels(weights, part, made, scratch)
-                    self.multiply(kept, part, count, columns, scratch)
-                self.inverse(columns, &finish, first, count, target, scratch)
+                        self.kernels(weights, part, made, scratch, spent)
+                    self.multiply(kept, part, count, columns, scratch, spent)
+                self.inverse(columns, &finish, first, count, target, scratch, spent)
                 first += count
 
-    cdef void kernels(self, const float *weight, int part, float *spectra, float *scratch) noexcept nogil:
+    cdef void kernels(self, const float *weight, int part, float *spectra, float *scratch,
+                      double *spent) noexcept nogil:
         """One part of the kernel spectra."""
         cdef Geometry *g = &self.g
         cdef long group, groups = g.vectors * g.in_channels
         cdef int some = chunk(groups, self.threads), first = part * g.part_kx, last = part_end(g, part)
         cdef float *own
+        cdef double *clock
+        cdef double since
         with parallel(num_threads=self.threads):
-            own = scratch + threadid() * g.scratch_step
+            own, clock = scratch + threadid() * g.scratch_step, own_clock(spent, threadid())
             for group in prange(groups, schedule="dynamic", chunksize=some):
+                since = zn_stage_begin(clock)
                 kernel_group(g, weight, first, last, spectra, group, own)
+                zn_stage_end(clock, KERNELS, since)
 
-    cdef void forward(self, const float *x, long first, long count, float *columns, float *scratch) noexcept nogil:
+    cdef void forward(self, const float *x, long first, long count, float *columns, float *scratch,
+                      double *spent) noexcept nogil:
         """Stage 1: tiles first .. first + count - 1 of the input."""
         cdef Geometry *g = &self.g
         cdef long group, groups = lane_groups(g, count)
         cdef int some = chunk(groups, self.threads)
         cdef float *own
+        cdef double *clock
+        cdef double since
         with parallel(num_threads=self.threads):
-            own = scratch + threadid() * g.scratch_step
+            own, clock = scratch + threadid() * g.scratch_step, own_clock(spent, threadid())
             for group in prange(groups, schedule="dynamic", chunksize=some):
+                since = zn_stage_begin(clock)
                 if g.takes_blocks:
                     block_group(g, x, first, group, columns, own)
                 else:
                     plain_group(g, x, first, count * g.rows, group, columns, own)
+                zn_stage_end(clock, INPUT, since)
 
-    cdef void multiply(self, const float *spectra, int part, long count, float *columns, float *scratch) noexcept nogil:
+    cdef void multiply(self, const float *spectra, int part, long count, float *columns, float *scratch,
+                       double *spent) noexcept nogil:
         """Stage 2: products of `count` tiles, of the columns of one part."""
         cdef Geometry *g = &self.g
         cdef long column, first = columns_before(g, part * g.part_kx), last = columns_before(g, part_end(g, part))
         cdef float *own
+        cdef double *clock
         with parallel(num_threads=self.threads):
-            own = scratch + threadid() * g.scratch_step
+            own, clock = scratch + threadid() * g.scratch_step, own_clock(spent, threadid())
             for column in prange(first, last, schedule="dynamic"):
                 multiply_column(g, spectra + (column - first) * g.spectra_step, count, columns + column * g.column_step,
-                                own)
+                                own, clock)
 
     cdef void inverse(self, const float *columns, const Finish *finish, long first, long count, float *out,
-                      float *scratch) noexcept nogil:
+                      float *scratch, double *spent) noexcept nogil:
         """Stage 3: tiles first .. first + count - 1 of the output."""
         cdef Geometry *g = &self.g
         cdef long group, groups = count * g.vectors
         cdef int some = chunk(groups, self.threads)
         cdef float *own
+        cdef double *clock
+        cdef double since
         with parallel(num_threads=self.threads):
-            own = scratch + threadid() * g.scratch_step
+            own, clock = scratch + threadid() * g.scratch_step, own_clock(spent, threadid())
             for group in prange(groups, schedule="dynamic", chunksize=some):
+                since = zn_stage_begin(clock)
                 inverse_group(g, columns, finish, first, group, out, own)
+                zn_stage_end(clock, OUTPUT, since)
+
+
+cdef inline double *own_clock(double *spent, int thread) noexcept nogil:
+    """A thread's row of the stages' seconds; NULL where they are not asked for."""
+    return NULL if spent == NULL else spent + thread * N_STAGES

@@ -16,13 +16,13 @@ from lane_fft cimport (
     zn_lines,
     zn_lines_at,
     zn_lines_of,
-    zn_planes_split,
     zn_points_clear,
     zn_rows_load_within,
     zn_rows_prefetch,
     zn_stream_fence,
 )
 from tile_geometry cimport Geometry
+from tile_columns cimport Ahead, lines_to_columns
 from tile_places cimport Axis, Place, holds, place_of
 
 
@@ -81,13 +81,15 @@ cdef inline void plain_group(const Geometry *g, const float *x, long first, long
     cdef const Axis *a = &g.axis[0]
     cdef long plane_stride = <long> a[0].dilation * a[1].size * a[2].size, row_stride = <long> a[1].dilation * a[2].size
     cdef long span = <long> (a[2].load - 1) * a[2].dilation + 1, z, y, i, at, ahead_z
-    cdef int nx = a[2].n, ny = a[1].n, planes
+    cdef int nx = a[2].n, planes
     cdef const float *end = x + g.batch * g.in_channels * a[0].size * a[1].size * a[2].size
     cdef float *points = scratch + g.fft_floats
     cdef float *line = points + nx * g.plane_step
     cdef Lanes lanes, next
     cdef Lanes *ahead
     cdef zn_lines source, target
+    cdef Ahead nothing
+    nothing.rows = 0
     find_lanes(g, x, first, rows, group, &lanes)
     find_lanes(g, x, first, rows, group + 1, &next)
     columns += group * a[0].load * ZN_POINT
@@ -109,11 +111,8 @@ cdef inline void plain_group(const Geometry *g, const float *x, long first, long
             source = zn_lines_of(line, False, ZN_POINT, 0, a[2].load)
             target = zn_lines_of(points + y * ZN_POINT, False, g.plane_step, 0, nx)
             zn_fft_lines(&g.fft[2], &source, &target, 1, scratch)
-        source = zn_lines_of(points, False, ZN_POINT, g.plane_step, a[1].load)
-        target = zn_lines_of(points, False, ZN_POINT, g.plane_step, ny)
-        zn_fft_lines(&g.fft[1], &source, &target, nx, scratch)
-        zn_planes_split(nx, ny, 0, nx // 2 + 1, points, g.plane_step, planes == 1, columns + z * ZN_POINT,
-                        g.column_step)
+        lines_to_columns(g, False, points, a[1].load, 0, nx // 2 + 1, planes == 1, columns + z * ZN_POINT,
+                         g.column_step, line, &nothing, scratch)
     zn_stream_fence()
 
 
@@ -123,7 +122,7 @@ cdef inline void block_group(const Geometry *g, const float *x, long first, long
     cdef long blocks = g.rows // ZN_LANES, voxels = <long> a[0].size * a[1].size * a[2].size, z, y
     cdef long step = a[2].dilation * ZN_LANES, row_stride = <long> a[1].dilation * a[2].size * ZN_LANES
     cdef long plane_stride = <long> a[0].dilation * a[1].size * a[2].size * ZN_LANES
-    cdef int nx = a[2].n, ny = a[1].n, planes, begin, end
+    cdef int nx = a[2].n, planes, begin, end
     cdef Place p = place_of(a, first + group // blocks)
     cdef const float *here = x + ((p.batch * blocks + group % blocks) * voxels + p.source) * ZN_LANES
     cdef Place q = place_of(a, min(first + (group + 1) // blocks, g.tiles - 1))
@@ -135,6 +134,7 @@ cdef inline void block_group(const Geometry *g, const float *x, long first, long
     cdef float *points = scratch + g.fft_floats
     cdef float *line = points + nx * g.plane_step
     cdef zn_lines source, target
+    cdef Ahead other  # the second plane of those that come next
     columns += group * a[0].load * ZN_POINT
     for z in range(0, a[0].load, 2):
         planes = <int> min(<long> 2, a[0].load - z)
@@ -144,11 +144,11 @@ cdef inline void block_group(const Geometry *g, const float *x, long first, long
         begin, end = p.begin[1], p.end[1]
         if re == NULL and im == NULL:
             begin = end = 0
+        other.first, other.step, other.floats, other.rows = ahead + plane_stride, row_stride, floats, a[1].load
         for y in range(begin):
             zn_points_clear(points + y * ZN_POINT, g.plane_step, nx)
         for y in range(begin, end):
             zn_block_prefetch(ahead + y * row_stride, floats)
-            zn_block_prefetch(ahead + y * row_stride + plane_stride, floats)
             if re != NULL and im != NULL and p.begin[2] == 0:
                 source = zn_lines_at(re + y * row_stride, im + y * row_stride, step, 0, p.end[2])
             else:
@@ -157,9 +157,6 @@ cdef inline void block_group(const Geometry *g, const float *x, long first, long
                 source = zn_lines_of(line, False, ZN_POINT, 0, p.end[2])
             target = zn_lines_of(points + y * ZN_POINT, False, g.plane_step, 0, nx)
             zn_fft_lines(&g.fft[2], &source, &target, 1, scratch)
-        source = zn_lines_of(points, False, ZN_POINT, g.plane_step, end)
-        target = zn_lines_of(points, False, ZN_POINT, g.plane_step, ny)
-        zn_fft_lines(&g.fft[1], &source, &target, nx, scratch)
-        zn_planes_split(nx, ny, 0, nx // 2 + 1, points, g.plane_step, planes == 1, columns + z * ZN_POINT,
-                        g.column_step)
+        lines_to_columns(g, False, points, end, 0, nx // 2 + 1, planes == 1, columns + z * ZN_POINT, g.column_step,
+                         line, &other, scratch)
     zn_stream_fence()

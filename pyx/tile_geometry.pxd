@@ -6,6 +6,7 @@ and holds, lane group after lane group, the planes of the tile side by side.
 """
 
 from lane_fft cimport (
+    ZN_ALIKE,
     ZN_CGEMM_WIDTH,
     ZN_FEW_TAPS,
     ZN_LANES,
@@ -36,6 +37,17 @@ cdef struct Geometry:
     long panels  # of B that are held at a time
     long column_step, spectra_step  # floats from column to column
     long fft_floats, table_floats, row_step, plane_step, a_step, b_step, c_step, scratch_step
+
+
+cdef enum Stage:  # in the order of `fft_tiled.STAGES`
+    KERNELS
+    INPUT
+    INPUT_Z
+    KERNELS_Z
+    PRODUCTS
+    OUTPUT_Z
+    OUTPUT
+    N_STAGES
 
 
 cdef inline long padded(long floats) noexcept nogil:
@@ -86,12 +98,12 @@ cdef inline void lay_out(Geometry *g, int parts) noexcept nogil:
     g.spectra_step = ZN_POINT * (g.vectors * g.in_channels * g.axis[0].kernel | 1)
     g.row_step = padded(blocks * ZN_LANES)
     g.a_step = zn_cgemm_parts(g.gauss) * g.row_step
-    g.b_step = padded(zn_cgemm_parts(g.gauss) * ZN_CGEMM_WIDTH * ZN_LANES * g.in_channels)
-    g.panels = 2 if g.axis[0].kernel <= ZN_FEW_TAPS else nz
+    g.b_step = padded(ZN_CGEMM_WIDTH * ZN_POINT * g.in_channels)
+    g.panels = ZN_ALIKE if g.axis[0].kernel <= ZN_FEW_TAPS else nz
     g.c_step = padded(ZN_CGEMM_WIDTH * ZN_POINT * g.block)
-    g.plane_step = ZN_POINT * (ny | 1)
+    g.plane_step = ZN_POINT * (g.axis[1].load | 1)
     g.scratch_step = padded(g.fft_floats + max(
-        nx * (g.plane_step + ZN_POINT),
+        nx * (g.plane_step + ZN_POINT) + 2 * ny * ZN_POINT,
         g.panels * g.b_step + nz * (g.a_step + g.c_step + 8 * ZN_POINT),
     ))
 

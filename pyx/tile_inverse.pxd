@@ -8,11 +8,12 @@ from lane_fft cimport (
     zn_fft_lines,
     zn_lines,
     zn_lines_of,
+    zn_points_prefetch,
     zn_load,
-    zn_planes_merge,
     zn_rows_store,
     zn_stream_fence,
 )
+from tile_columns cimport columns_to_lines
 from tile_geometry cimport Geometry
 from tile_places cimport Axis, Place, place_of
 
@@ -42,6 +43,8 @@ cdef inline void inverse_group(const Geometry *g, const float *columns, const Fi
     cdef float *points = scratch + g.fft_floats
     cdef float *line = points + a[2].n * g.plane_step
     cdef zn_lines source, wanted
+    cdef const float *source_columns
+    cdef long done, some
     for lane in range(ZN_LANES):
         row = min(channel + lane, g.out_channels - 1)
         bias[lane] = finish.bias[row]
@@ -52,12 +55,14 @@ cdef inline void inverse_group(const Geometry *g, const float *columns, const Fi
         if z + 1 < p.first[0] or z >= p.last[0]:
             continue
         planes = <int> min(<long> 2, a[0].keep - z)
-        zn_planes_merge(a[2].n, a[1].n, columns + (group * a[0].keep + z) * ZN_POINT, g.column_step, planes == 1,
-                        points, g.plane_step)
-        source = zn_lines_of(points, True, ZN_POINT, g.plane_step, a[1].n)
-        wanted = zn_lines_of(points, True, ZN_POINT, g.plane_step, a[1].keep)
-        zn_fft_lines(&g.fft[1], &source, &wanted, a[2].n, scratch)
+        source_columns = columns + (group * a[0].keep + z) * ZN_POINT
+        columns_to_lines(g, source_columns, planes == 1, points, line, scratch)
+        done = 0
         for y in range(p.first[1], p.last[1]):
+            # of the two points that come next in each column the second one is fetched meanwhile
+            some = g.columns * (y + 1 - p.first[1]) // (p.last[1] - p.first[1]) - done
+            zn_points_prefetch(source_columns + 3 * ZN_POINT + done * g.column_step, g.column_step, <int> some)
+            done += some
             source = zn_lines_of(points + y * ZN_POINT, True, g.plane_step, 0, a[2].n)
             wanted = zn_lines_of(line, True, ZN_POINT, 0, a[2].keep)
             zn_fft_lines(&g.fft[2], &source, &wanted, 1, scratch)

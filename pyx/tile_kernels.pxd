@@ -9,12 +9,12 @@ from lane_fft cimport (
     zn_fft_lines,
     zn_lines,
     zn_lines_of,
-    zn_planes_split,
     zn_points_scale,
     zn_rows_load_within,
     zn_short_line,
     zn_stream_fence,
 )
+from tile_columns cimport Ahead, lines_to_columns
 from tile_geometry cimport Geometry
 from tile_places cimport Axis
 
@@ -27,13 +27,15 @@ cdef inline void kernel_group(const Geometry *g, const float *weight, int first,
                               float *scratch) noexcept nogil:
     """Columns first <= kx < last of a group, which is vector of output channels * input channels + input channel."""
     cdef const Axis *a = &g.axis[0]
-    cdef int nx = a[2].n, ny = a[1].n, i, planes, y, z, low
+    cdef int nx = a[2].n, i, planes, y, z
     cdef long plane = <long> a[1].kernel * a[2].kernel, size = a[0].kernel * plane, lane, channel
     cdef long output = group // g.in_channels * ZN_LANES
     cdef const float *source[16]
     cdef float *points = scratch + g.fft_floats
     cdef float *line = points + nx * g.plane_step
     cdef zn_lines taps, lines
+    cdef Ahead nothing
+    nothing.rows = 0
     for lane in range(ZN_LANES):
         channel = min(output + lane, g.out_channels - 1)
         source[lane] = weight + (channel * g.in_channels + group % g.in_channels) * size
@@ -54,13 +56,6 @@ cdef inline void kernel_group(const Geometry *g, const float *weight, int first,
                 taps = zn_lines_of(line, True, ZN_POINT, 0, a[2].kernel)
                 lines = zn_lines_of(points + y * ZN_POINT, True, g.plane_step, 0, nx)
                 zn_fft_lines(&g.fft[2], &taps, &lines, 1, scratch)
-        # the lines first .. last - 1 and their mirrors nx - kx
-        taps = zn_lines_of(points + first * g.plane_step, True, ZN_POINT, g.plane_step, a[1].kernel)
-        lines = zn_lines_of(points + first * g.plane_step, True, ZN_POINT, g.plane_step, ny)
-        zn_fft_lines(&g.fft[1], &taps, &lines, last - first, scratch)
-        low = max(last, nx - last + 1)
-        taps = zn_lines_of(points + low * g.plane_step, True, ZN_POINT, g.plane_step, a[1].kernel)
-        lines = zn_lines_of(points + low * g.plane_step, True, ZN_POINT, g.plane_step, ny)
-        zn_fft_lines(&g.fft[1], &taps, &lines, max(0, nx - max(first, 1) + 1 - low), scratch)
-        zn_planes_split(nx, ny, first, last, points, g.plane_step, planes == 1, spectra + z * ZN_POINT, g.spectra_step)
+        lines_to_columns(g, True, points, a[1].kernel, first, last, planes == 1, spectra + z * ZN_POINT,
+                         g.spectra_step, line, &nothing, scratch)
     zn_stream_fence()

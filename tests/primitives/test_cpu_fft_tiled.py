@@ -197,6 +197,29 @@ def test_kernels_too_long_to_be_summed(kernel, spectra, product):
         assert error(computed(layer, x, weights, tile, 3, spectra, product=product), expected) < 1e-6
 
 
+@pytest.mark.parametrize("n", [8, 9, 10, 12, 14, 15])
+@pytest.mark.parametrize("kernel", range(1, 9))
+def test_short_kernels_are_summed_along_z(kernel, n):
+    """Frequencies that share their sums: of sizes that 4 divides, that only 2 does, and odd ones."""
+    layer = Conv(2 * LANES + 1, (kernel, 2, 1))
+    x, weights = made(layer, (1, 3, 17, 5, 4))
+    for product in ("gauss", "plain"):
+        assert error(computed(layer, x, weights, (n, 4, 4), product=product), truth(layer, weights, x)) < 1e-6
+
+
+def test_timing_its_stages_changes_nothing():
+    layer = Conv(9, (9, 3, 3))
+    x, weights = made(layer, (1, 3, 14, 9, 11))
+    for tile in [(12, 6, 8), (14, 5, 9)]:
+        config = {"tile": list(tile), "block": 3, "spectra": "quarters"}
+        operator = TILED.prepare(layer, weights, x.shape, config, 2)
+        out, workspace = np.empty(operator.out_shape, np.float32), Canary((operator.workspace_bytes,), np.uint8)
+        stages = np.zeros((2, len(operator.stages)))
+        operator.compute(x, out, workspace.array, stages)
+        assert (stages >= 0).all() and (stages.sum(0) > 0).all()
+        assert np.array_equal(out, computed(layer, x, weights, tile, 3, "quarters", 2))
+
+
 def test_the_error_of_a_layer_of_many_channels():
     layer = Conv(80, (5, 5, 5))
     x, weights = made(layer, (1, 80, 16, 16, 16))

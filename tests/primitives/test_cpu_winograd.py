@@ -201,6 +201,17 @@ def test_blocks_threads_and_layouts_do_not_change_a_bit():
         assert np.array_equal(computed(layer, x, weights, (4, 4, 4), block, threads, layouts), first)
 
 
+def test_timing_its_stages_changes_nothing():
+    layer = Conv(9, (3, 3, 3))
+    x, weights = made(layer, (1, 3, 14, 9, 11))
+    operator = WINOGRAD.prepare(layer, weights, x.shape, {"tile": [4, 2, 6], "block": 5}, 2)
+    out, workspace = np.empty(operator.out_shape, np.float32), Canary((operator.workspace_bytes,), np.uint8)
+    stages = np.zeros((2, len(operator.stages)))
+    operator.compute(x, out, workspace.array, stages)
+    assert (stages >= 0).all() and (stages.sum(0) > 0).all()
+    assert np.array_equal(out, computed(layer, x, weights, (4, 2, 6), threads=2))
+
+
 def test_configs_offer_speed_accuracy_and_thrift():
     layer, shape = Conv(80, (3, 3, 3)), (1, 80, 58, 58, 58)
     configs = WINOGRAD.configs(layer, shape)

@@ -155,11 +155,21 @@ def _configs(layer: Conv, shape: Shape) -> tuple[tuple, ...]:
 
 
 class _Tiled(Operator):
-    """Holds the twiddles and, if they are resident, the kernels' spectra, in one array; refers to weights and bias."""
+    """Holds the twiddles and, if they are resident, the kernels' spectra, in one array; refers to weights and bias.
+
+    Attributes
+    ----------
+    stages : tuple of str
+        What `compute` can time.
+    tiling : fft_tiled.Tiling
+        Geometry of tiles and blocks.
+    """
+
+    stages = fft_tiled.STAGES
 
     def __init__(self, primitive: Primitive, layer: Conv, weights: Weights, shape: Shape, config: Config, threads: int):
         super().__init__(primitive, layer, shape, config, threads)
-        self._tiling = tiling = _tiling(layer, shape, config, threads)
+        self.tiling = tiling = _tiling(layer, shape, config, threads)
         self._weight, self._bias = weights["weight"], weights["bias"]
         self._kept = aligned_empty(self.memory.host_resident_bytes)
         tiling.prepare(self._kept[: tiling.table_bytes].view(np.float32))
@@ -168,12 +178,10 @@ class _Tiled(Operator):
             self._spectra = self._kept[aligned(tiling.table_bytes) :].view(np.float32)
             tiling.transform_kernels(self._weight, self._spectra, aligned_empty(tiling.scratch_bytes))
 
-    def compute(self, x: np.ndarray, out: np.ndarray, workspace: np.ndarray) -> None:
-        """One call of the kernel."""
-        activation = self.layer.activation
-        self._tiling.run(
-            x, self._weight, self._spectra, self._bias, activation.code, activation.a, activation.b, out, workspace
-        )
+    def compute(self, x: np.ndarray, out: np.ndarray, workspace: np.ndarray, stages: np.ndarray | None = None) -> None:
+        """One call of the kernel; each thread adds its seconds to its row of `stages` (float64, threads x stages)."""
+        code, a, b = self.layer.activation.code, self.layer.activation.a, self.layer.activation.b
+        self.tiling.run(x, self._weight, self._spectra, self._bias, code, a, b, out, workspace, stages)
 
     @property
     def resident_arrays(self) -> tuple[np.ndarray, ...]:

@@ -38,8 +38,8 @@ ERROR_GROWTH = {(1, 1): 1.0, (2, 3): 1.33, (4, 3): 2.23, (6, 3): 4.7, (2, 5): 2.
 #: points that a block should not go beyond. On layers of 28 to 80 channels 24 tiles (on AVX2) were first or within 9 %.
 _BLOCK_CALLS, _BLOCK_BYTES = (4, 8, 2), 4 << 20
 #: FLOP of the input transform of one line, by points, and of the output transform, by points and outputs.
-_INPUT_FLOP = {1: 0, 4: 4, 6: 24, 8: 48}
-_OUTPUT_FLOP = {(1, 1): 0, (4, 2): 5, (6, 4): 21, (6, 2): 12, (8, 6): 43, (8, 4): 28}
+INPUT_FLOP = {1: 0, 4: 4, 6: 24, 8: 48}
+OUTPUT_FLOP = {(1, 1): 0, (4, 2): 5, (6, 4): 21, (6, 2): 12, (8, 6): 43, (8, 4): 28}
 #: What a Zen 4 core took: ns of a line's input transform, by points, and of its output transform, by points and
 #: outputs; of a vector that is read or stored; and of a FLOP of the matrix products.
 _INPUT_NS = {1: 0.0, 4: 2.4, 6: 3.5, 8: 7.3}
@@ -63,7 +63,7 @@ def _tiling(layer: Conv, shape: Shape, config: Config, threads: int) -> winograd
     )
 
 
-def _transforms(tile: tuple[int, ...], kernel: tuple[int, ...], inputs: dict, outputs: dict) -> tuple[float, float]:
+def tile_transforms(tile: tuple[int, ...], kernel: tuple[int, ...], inputs: dict, outputs: dict) -> tuple[float, float]:
     """The input and the output transform of one channel of a tile, given what a line costs by points (and outputs)."""
     z, y, x = (m + k - 1 for m, k in zip(tile, kernel, strict=True))
     forward = z * y * inputs[x] + z * x * inputs[y] + y * x * inputs[z]
@@ -78,7 +78,7 @@ def _products(layer: Conv, shape: Shape, tiling: winograd.Tiling) -> float:
 
 def _guess_ns(layer: Conv, shape: Shape, tiling: winograd.Tiling, tile: tuple[int, ...]) -> float:
     """What the layer should take one thread, but for what all tiles have in common."""
-    forward, inverse = _transforms(tile, layer.kernel, _INPUT_NS, _OUTPUT_NS)
+    forward, inverse = tile_transforms(tile, layer.kernel, _INPUT_NS, _OUTPUT_NS)
     forward += _VECTOR_NS * tiling.points
     transforms = tiling.tiles * (tiling.in_vectors * forward + tiling.out_vectors * inverse)
     return transforms + _FLOP_NS * _products(layer, shape, tiling)
@@ -122,20 +122,30 @@ def _growth(layer: Conv, tile: tuple[int, ...]) -> float:
 
 
 class _Winograd(Operator):
-    """Holds the transformed kernels; refers to the bias."""
+    """Holds the transformed kernels; refers to the bias.
+
+    Attributes
+    ----------
+    stages : tuple of str
+        What `compute` can time.
+    tiling : winograd.Tiling
+        Geometry of tiles and blocks.
+    """
+
+    stages = winograd.STAGES
 
     def __init__(self, primitive: Primitive, layer: Conv, weights: Weights, shape: Shape, config: Config, threads: int):
         super().__init__(primitive, layer, shape, config, threads)
-        self._tiling = _tiling(layer, shape, config, threads)
+        self.tiling = _tiling(layer, shape, config, threads)
         self._bias = weights["bias"]
         self._kernels = aligned_empty(self.memory.host_resident_bytes).view(np.float32)
         transforms = (kernel_transform(m, k) for m, k in zip(config["tile"], layer.kernel, strict=True))
-        self._tiling.transform_kernels(weights["weight"], *transforms, self._kernels)
+        self.tiling.transform_kernels(weights["weight"], *transforms, self._kernels)
 
-    def compute(self, x: np.ndarray, out: np.ndarray, workspace: np.ndarray) -> None:
-        """One call of the kernel."""
-        activation = self.layer.activation
-        self._tiling.run(x, self._kernels, self._bias, activation.code, activation.a, activation.b, out, workspace)
+    def compute(self, x: np.ndarray, out: np.ndarray, workspace: np.ndarray, stages: np.ndarray | None = None) -> None:
+        """One call of the kernel; each thread adds its seconds to its row of `stages` (float64, threads x stages)."""
+        code, a, b = self.layer.activation.code, self.layer.activation.a, self.layer.activation.b
+        self.tiling.run(x, self._kernels, self._bias, code, a, b, out, workspace, stages)
 
     @property
     def resident_arrays(self) -> tuple[np.ndarray, ...]:
@@ -176,7 +186,7 @@ class CpuWinograd(Primitive):
     def cost(self, layer: Conv, shape: Shape, config: Config) -> Cost:
         """Products of whole vectors of outputs and transforms; input, output and transformed kernels moved once."""
         tiling = _tiling(layer, shape, config, 1)
-        forward, inverse = _transforms(tuple(config["tile"]), layer.kernel, _INPUT_FLOP, _OUTPUT_FLOP)
+        forward, inverse = tile_transforms(tuple(config["tile"]), layer.kernel, INPUT_FLOP, OUTPUT_FLOP)
         transforms = winograd.LANES * tiling.tiles * (tiling.in_vectors * forward + tiling.out_vectors * inverse)
         takes, gives = layouts_of(config)
         moved = tensor_bytes(shape, takes) + tensor_bytes(layer.output_shape(shape), gives) + tiling.kernel_bytes
