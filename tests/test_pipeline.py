@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 
 import numpy as np
@@ -183,6 +184,26 @@ def test_an_error_on_either_side_ends_both(device, side, monkeypatch):
     fill, drain = (broken if side == name else nothing for name in ("fill", "drain"))
     with pytest.raises(RunFailed, match=f"broken: {side}"):
         made.run_all(range(5), fill, drain)
+
+
+@pytest.mark.timeout(120)
+def test_a_drain_that_fails_once_all_is_filled_ends_both(device):
+    candidate, predictor = Candidate((8, 8, 8), 1, "fragments", 2), Predictor(2, gpu=EQUAL)
+    found = solve_split(network("n337"), candidate, (), 2, predictor, 1e-5, (2000 * MIB, 512 * MIB))
+    walk = Walk(network("n337"), candidate, ())
+    made = planned("n337", Solved(candidate, (), walk.calls, found, 2)).program()
+    last = threading.Event()
+
+    def jobs():
+        yield from range(3)
+        last.set()
+
+    def broken(job, array):
+        assert last.wait(100)  # both slots are filled again, and nobody will take them
+        raise RunFailed("no space left")
+
+    with pytest.raises(RunFailed, match="no space left"):
+        made.run_all(jobs(), lambda job, array: array.fill(0), broken)
 
 
 def test_jobs_are_drained_in_order(device):

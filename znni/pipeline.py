@@ -103,7 +103,8 @@ class Pipeline:
             Seconds that the second part computed, or waited for the first.
         """
         free: queue.Queue[int] = queue.Queue()
-        ready: queue.Queue[tuple[Job, int] | BaseException | None] = queue.Queue(SLOTS)
+        # slots bound it: a limit of its own would hold up the last word of a side that the other has left
+        ready: queue.Queue[tuple[Job, int] | BaseException | None] = queue.Queue()
         given_up = threading.Event()
         for slot in range(SLOTS):
             free.put(slot)
