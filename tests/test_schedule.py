@@ -120,8 +120,8 @@ def test_what_a_loop_reads_is_held_until_it_ends():
 def test_conversions_go_before_a_loop_over_parts_and_into_one_over_slices():
     nodes = NETWORK.lowered("fragments", DEPTH_FIRST)
     loops = loops_of(nodes, DEPTH_FIRST)
-    before = {i: Node(f"relayout_{i}", Relayout(), nodes[i].inputs) for i in (0, 3)}
-    before[len(nodes)] = Node(f"relayout_{len(nodes)}", Relayout(), (nodes[-1].name,))
+    before = {i: [(0, Node(f"relayout_{i}", Relayout(), nodes[i].inputs))] for i in (0, 3)}
+    before[len(nodes)] = [(0, Node(f"relayout_{len(nodes)}", Relayout(), (nodes[-1].name,)))]
     found, moved = with_relayouts(nodes, loops, before)
     assert [n.name for n in found][:2] == ["relayout_0", "1_conv"] and found[-1].name == f"relayout_{len(nodes)}"
     assert found[1].inputs == ("relayout_0",)

@@ -66,7 +66,6 @@ def doctor(args: argparse.Namespace) -> int:
 
 def tune(args: argparse.Namespace) -> int:
     """Search for a plan."""
-    from znni import geometry
     from znni.load import load
 
     check_plan_target(args.output)
@@ -74,7 +73,7 @@ def tune(args: argparse.Namespace) -> int:
     output = None
     if args.patch is not None:
         network.check_patch(args.patch)
-        output = geometry.output_size(args.patch, network.field_of_view)
+        output = network.output_patch(args.patch)
     volume = None if args.volume is None else volume_output(args.volume, network)
     from tuner.plan_device import opened_within
 
@@ -98,6 +97,7 @@ def _tune(args: argparse.Namespace, network: Network, output, volume, gpu_memory
         normalise=args.normalise,
         frozen=args.frozen,
         output=output,
+        patch=None if network.sliding else args.patch,
         volume=volume,
         foreign=args.foreign,
         gpu_memory_bytes=gpu_memory_bytes,
@@ -141,6 +141,9 @@ def volume_output(given: str, network: Network) -> tuple[int, int, int]:
             size = reader.shape[1:]
     else:
         size = parse_triple(given)
+    if not network.sliding:  # as large as the volume, but for what its smallest patch loses
+        lost = network.lost(network.input_patch(network.least_output))
+        return tuple(max(1, n - less) for n, less in zip(size, lost, strict=True))
     return Grid(size, network.field_of_view, network.field_of_view).output
 
 

@@ -16,11 +16,12 @@ from znni.network import Network
 class Request:
     """What is asked of a tuning.
 
-    `output` fixes the output patch (z, y, x); `threads` None leaves them to the search; `volume` is the output voxels of the
-    volumes that will be run, where they are known: patches that overhang it are charged for what they waste. `foreign`
-    allows other libraries' primitives, where they are installed. `gpu_memory_bytes` is the limit on the open GPU's memory, None
-    where none is to be used; `split` allows the CPU to compute the first layers while the GPU computes the rest; `only` ("gpu",
-    "stream") is as `znni.predict.Predictor` has it, and leaves nothing to split.
+    `output` fixes the output patch (z, y, x), and `patch` the input patch that gives it, where several do; `threads` None
+    leaves them to the search; `volume` is the output voxels of the volumes that will be run, where they are known: patches
+    that overhang it are charged for what they waste. `foreign` allows other libraries' primitives, where they are
+    installed. `gpu_memory_bytes` is the limit on the open GPU's memory, None where none is to be used; `split` allows the
+    CPU to compute the first layers while the GPU computes the rest; `only` ("gpu", "stream") is as
+    `znni.predict.Predictor` has it, and leaves nothing to split.
     """
 
     memory_bytes: int
@@ -31,6 +32,7 @@ class Request:
     normalise: str = "none"
     frozen: bool = False
     output: Triple | None = None
+    patch: Triple | None = None
     volume: Triple | None = None
     foreign: bool = False
     gpu_memory_bytes: int | None = None
@@ -43,6 +45,8 @@ class Request:
             network.digest, machine.fingerprint, machine.kernels, self.memory_bytes, self.threads, self.tolerance,
             self.seed, self.normalise, self.output, self.volume, self.foreign,
         ]  # fmt: skip
+        if self.patch is not None:
+            parts.append(self.patch)
         if self.gpu_memory_bytes:
             parts += [sources_digest(), self.gpu_memory_bytes, self.split, self.only]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

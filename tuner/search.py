@@ -18,7 +18,7 @@ from tuner.layer_measurements import LayerMeasurements
 from tuner.measure import Measurer, PlanRun
 from tuner.request import Request
 from tuner.space import Infeasible, Space, build_space, candidate_of, distributions, guesses, thread_counts
-from znni.candidate import SLACK_BYTES, Solved, most_layer_error, plan_of, solve_candidate, useful_share
+from znni.candidate import SLACK_BYTES, Solved, margins, most_layer_error, plan_of, solve_candidate, useful_share
 from znni.default_plan import default_candidate, limit_too_small
 from znni.errors import PlanMismatch, RunFailed
 from znni.machine import this_machine
@@ -143,7 +143,9 @@ class _Search:
 
     def _rate(self, found: Solved | Measured) -> float:
         """Wanted output voxels per second: what overhangs the volume, where it is known, does not count."""
-        return found.voxels_per_s * useful_share(found.candidate.output, self.request.volume)
+        candidate = found.candidate
+        margin = margins(self.network, candidate)
+        return found.voxels_per_s * useful_share(candidate.output, self.request.volume, margin)
 
     @property
     def left_s(self) -> float:
@@ -165,7 +167,13 @@ class _Search:
         self.device_budget_bytes = self.request.gpu_memory_bytes or 0
         devices = BOTH if self.device_budget_bytes else CPU
         space = build_space(
-            self.network, self.budget_bytes, self.threads, self.request.output, self.request.volume, devices
+            self.network,
+            self.budget_bytes,
+            self.threads,
+            self.request.output,
+            self.request.volume,
+            devices,
+            self.request.patch,
         )
         start = self._default(space)
         self._keep(self._plan(start))
@@ -185,7 +193,7 @@ class _Search:
         predictor = self.predictors[max(self.threads)]
         if not space.pooling:
             raise limit_too_small(self.network, predictor, self.baseline_bytes, self.request.memory_bytes)
-        if self.request.output is None:
+        if self.request.output is None or self.request.patch is not None:
             solved = default_candidate(
                 self.network,
                 predictor,
@@ -194,6 +202,7 @@ class _Search:
                 self.request.tolerance,
                 self.device_budget_bytes,
                 self.split,
+                self.request.patch,
             )
         else:
             solved = self._solve(space.candidate(space.pooling[0], (1, 1, 1), 1, max(self.threads)))

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from znni import geometry
 from znni.layers import Triple
-from znni.lowering import POOLING
 from znni.network import Network
 from znni.walk import CPU, Candidate, least_live_bytes
 
@@ -32,12 +30,18 @@ class Space:
     threads : tuple of int
     output : (z, y, x) or None
         The one output patch to use, where the user fixed it.
+    least : dict of pooling to (z, y, x), optional
+        The smallest output patch; by default one step.
+    patch : (z, y, x) or None
+        The input patch that gives `output`, where several do.
     """
 
     step: dict[str, Triple]
     most_steps: dict[str, Triple]
     threads: tuple[int, ...]
     output: Triple | None = None
+    least: dict[str, Triple] | None = None
+    patch: Triple | None = None
 
     @property
     def pooling(self) -> tuple[str, ...]:
@@ -47,16 +51,18 @@ class Space:
     def candidate(self, pooling: str, steps: Triple, batch: int, threads: int) -> Candidate:
         """The candidate at `steps` steps along each axis."""
         if self.output is not None:
-            return Candidate(self.output, batch, pooling, threads)
-        output = tuple(
-            min(n, most) * s for n, most, s in zip(steps, self.most_steps[pooling], self.step[pooling], strict=True)
-        )
+            return Candidate(self.output, batch, pooling, threads, self.patch)
+        axes = zip(steps, self.most_steps[pooling], self.step[pooling], self._least(pooling), strict=True)
+        output = tuple(least + (min(n, most) - 1) * s for n, most, s, least in axes)
         return Candidate(output, batch, pooling, threads)
 
     def steps_of(self, candidate: Candidate) -> Triple:
         """The steps at which `candidate` lies."""
-        step = self.step[candidate.pooling]
-        return tuple(o // s for o, s in zip(candidate.output, step, strict=True))
+        axes = zip(candidate.output, self.step[candidate.pooling], self._least(candidate.pooling), strict=True)
+        return tuple(1 + (o - least) // s for o, s, least in axes)
+
+    def _least(self, pooling: str) -> Triple:
+        return (self.least or self.step)[pooling]
 
     @property
     def points(self) -> int:
@@ -77,39 +83,50 @@ def build_space(
     output: Triple | None = None,
     volume: Triple | None = None,
     devices: Collection[str] = CPU,
+    patch: Triple | None = None,
 ) -> Space:
     """The space of candidates whose tensors fit into `budget_bytes`, and none larger than the output `volume` needs.
 
     Without poolings both forms are the same, and only one is kept.
     """
-    step, most = {}, {}
-    for pooling in POOLING if network.step != (1, 1, 1) else POOLING[:1]:
-        own = network.step if pooling == "fragments" else (1, 1, 1)
+    step, most, smallest = {}, {}, {}
+    if network.fixed:
+        output, patch = network.output_patch(network.patch), network.patch
+    for pooling in network.forms:
+        own = (1, 1, 1) if pooling == "filter" else network.step
+        least = (1, 1, 1) if pooling == "filter" else network.least_output
         if output is not None:
-            patch = geometry.input_size(output, network.field_of_view)
-            if pooling == "fragments" and any(o % s for o, s in zip(output, own, strict=True)):
-                network.check_patch(patch)
-            if least_live_bytes(network, Candidate(output, 1, pooling, 1), devices) <= budget_bytes:
-                step[pooling], most[pooling] = own, tuple(o // s for o, s in zip(output, own, strict=True))
+            if patch is None:
+                network.check_patch(network.input_patch(output), pooling)
+            if least_live_bytes(network, Candidate(output, 1, pooling, 1, patch), devices) <= budget_bytes:
+                step[pooling], most[pooling], smallest[pooling] = own, (1, 1, 1), output
             continue
-        if least_live_bytes(network, Candidate(own, 1, pooling, 1), devices) > budget_bytes:
+        if least_live_bytes(network, Candidate(least, 1, pooling, 1), devices) > budget_bytes:
             continue
-        step[pooling] = own
-        most[pooling] = tuple(_most_steps(network, pooling, own, axis, budget_bytes, devices) for axis in range(3))
+        step[pooling], smallest[pooling] = own, least
+        most[pooling] = tuple(
+            _most_steps(network, pooling, own, least, axis, budget_bytes, devices) for axis in range(3)
+        )
         if volume is not None:
-            caps = (-(-n // s) for n, s in zip(volume, own, strict=True))
+            caps = (1 + max(0, -(-(n - f) // s)) for n, f, s in zip(volume, least, own, strict=True))
             most[pooling] = tuple(min(a, b) for a, b in zip(most[pooling], caps, strict=True))
-    return Space(step, most, threads, output)
+    return Space(step, most, threads, output, smallest, patch)
 
 
 def _most_steps(
-    network: Network, pooling: str, step: Triple, axis: int, budget_bytes: int, devices: Collection[str]
+    network: Network,
+    pooling: str,
+    step: Triple,
+    least: Triple,
+    axis: int,
+    budget_bytes: int,
+    devices: Collection[str],
 ) -> int:
     low, high = 1, _MOST_STEPS
     while low < high:
         middle = (low + high + 1) // 2
-        output = list(step)
-        output[axis] *= middle
+        output = list(least)
+        output[axis] += (middle - 1) * step[axis]
         if least_live_bytes(network, Candidate(tuple(output), 1, pooling, 1), devices) <= budget_bytes:
             low = middle
         else:

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from math import inf, prod
 
-from znni import geometry
 from znni.errors import InvalidShape
+from znni.graph_solve import GraphSolution
+from znni.graph_walk import GraphWalk, relayout_name
 from znni.layers import Conv, ConvMaxPoolFragments, Triple
 from znni.network import Network
 from znni.plan import Plan, PlannedLayer
@@ -17,13 +18,15 @@ from znni.schedule import Call, Levels
 from znni.solve import Option, Solution, smallest_bytes, solve
 from znni.split import SplitSolution, solve_split
 from znni.verify import DEFAULT_TOLERANCE
-from znni.walk import BOTH, CPU, Candidate, Walk, walks
+from znni.walk import BOTH, CPU, Candidate, Walk, input_shape, walks
 
 #: What a process may take beyond its baseline and the program: thread stacks, page rounding, small objects. Measured peaks
 #: stay below it with room to spare.
 SLACK_BYTES = 16 << 20
 #: A schedule is preferred to those before it, which hold more together, where it takes less than this share of their time.
 _BETTER = 0.995
+#: The least limit of a graph is found this exactly.
+_EXACT_BYTES = 256 << 10
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Solved:
     candidate: Candidate
     levels: Levels
     calls: tuple[Call, ...]
-    solution: Solution | SplitSolution
+    solution: Solution | SplitSolution | GraphSolution
     split: int | None = None
 
     @property
@@ -50,13 +53,22 @@ def _voxels(candidate: Candidate) -> int:
     return candidate.batch * z * y * x
 
 
-def useful_share(output: Triple, volume: Triple | None) -> float:
-    """The fraction of computed voxels that are wanted when `output` patches cover `volume`."""
-    if volume is None:
-        return 1.0
+def margins(network: Network, candidate: Candidate) -> Triple:
+    """Output voxels at each border of a candidate's patch that are dropped between patches."""
+    return network.margin(candidate.patch or network.input_patch(candidate.output)) if network.padded else (0, 0, 0)
+
+
+def useful_share(output: Triple, volume: Triple | None, margin: Triple = (0, 0, 0)) -> float:
+    """The fraction of computed voxels that are wanted when `output` patches cover `volume`, those within `margin` of borders
+    between patches being dropped."""
     use = 1.0
-    for n, o in zip(volume, output, strict=True):
-        use *= n / (-(-n // o) * o)
+    for o, m, n in zip(output, margin, volume or (None,) * 3, strict=True):
+        if n is None:
+            use *= (o - 2 * m) / o
+        elif n > o:
+            use *= n / ((1 + -(-(n - o) // max(1, o - 2 * m))) * o)
+        else:
+            use *= n / o
     return use
 
 
@@ -71,6 +83,13 @@ def most_layer_error(network: Network, tolerance: float) -> float:
 
 def needed_bytes(network: Network, candidate: Candidate, predictor: Predictor) -> int:
     """Bytes of arena and residents that suffice for the candidate's leanest choice on the CPU."""
+    if not network.chain:
+        walk = GraphWalk(network.lowered(candidate.pooling), input_shape(network, candidate))
+        low, high = walk.least_bytes, 4 * walk.least_bytes + (64 << 20)
+        while high - low > _EXACT_BYTES:
+            middle = (low + high) // 2
+            low, high = (low, middle) if walk.solve(predictor, inf, middle) else (middle, high)
+        return high
     return min(smallest_bytes(walk.options(predictor, inf)) for walk in walks(network, candidate))
 
 
@@ -92,6 +111,8 @@ def solve_candidate(
     split : bool
         Whether the first layers may be computed by the CPU while the GPU computes the rest of the patch before.
     """
+    if not network.chain:
+        return _solve_graph(network, candidate, predictor, budget_bytes, tolerance)
     best: Solved | None = None
     enough = False
     most_error = most_layer_error(network, tolerance)
@@ -126,6 +147,15 @@ def solve_candidate(
                     best = Solved(candidate, walk.levels, walk.calls, found, at)
                     below_s = _BETTER * found.seconds
     return best
+
+
+def _solve_graph(
+    network: Network, candidate: Candidate, predictor: Predictor, budget_bytes: int, tolerance: float
+) -> Solved | None:
+    """A graph's nodes run one after another, on the CPU."""
+    walk = GraphWalk(network.lowered(candidate.pooling), input_shape(network, candidate))
+    solution = walk.solve(predictor, most_layer_error(network, tolerance), budget_bytes)
+    return solution and Solved(candidate, (), walk.calls, solution)
 
 
 def _walks(network: Network, candidate: Candidate, devices: tuple[str, ...]) -> Iterator[Walk]:
@@ -166,16 +196,23 @@ def planned_layers(solved: Solved) -> list[PlannedLayer]:
     for number, part in enumerate(solved.solution.parts, 1):
         for option, before in zip(part.options, part.conversions, strict=False):
             call = next(calls)
-            if before:
-                add(f"relayout_{call.node.name}", before)
+            for j, conversion in enumerate(before if isinstance(before, tuple) else (before,)):
+                if conversion:
+                    add(relayout_name(call.node.name, j), conversion)
             add(call.node.name, option)
-        if part.conversions[-1]:
-            add("relayout_output" if number == len(solved.solution.parts) else "relayout_split", part.conversions[-1])
+        after = part.conversions[-1]
+        after = after[0] if isinstance(after, tuple) else after
+        if after:
+            add("relayout_output" if number == len(solved.solution.parts) else "relayout_split", after)
     return found
 
 
 def border_efficiency(network: Network, solved: Solved) -> float:
     """Direct arithmetic that an infinite patch would need for the output, over that of the plan, recomputation included."""
+    if not network.sliding:
+        return prod(n - 2 * m for n, m in zip(solved.candidate.output, margins(network, solved.candidate), strict=True)) / prod(
+            solved.candidate.output
+        )
     done = 0.0
     for call in solved.calls:
         layer = call.node.layer
@@ -213,7 +250,7 @@ def plan_of(
         limits={"host_bytes": limit_bytes, "device_bytes": device_limit_bytes},
         split=solved.split,
         patch={
-            "input": list(geometry.input_size(candidate.output, network.field_of_view)),
+            "input": list(input_shape(network, candidate)[2:]),
             "output": list(candidate.output),
             "batch": candidate.batch,
         },

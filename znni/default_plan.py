@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from znni.candidate import SLACK_BYTES, Solved, needed_bytes, plan_of, solve_candidate, useful_share
+from znni.candidate import SLACK_BYTES, Solved, margins, needed_bytes, plan_of, solve_candidate, useful_share
 from znni.errors import MemoryLimit
 from znni.layers import Triple, by_x
-from znni.lowering import POOLING
 from znni.network import Network
 from znni.plan import Plan
 from znni.predict import Predictor
@@ -29,16 +28,27 @@ _AS_GOOD = 0.97
 def smallest_limit(network: Network, predictor: Predictor, baseline_bytes: int) -> int:
     """The least limit on the whole process under which some patch runs."""
     least = []
-    for pooling in POOLING:
-        step = network.step if pooling == "fragments" else (1, 1, 1)
-        least.append(needed_bytes(network, Candidate(step, 1, pooling, predictor.threads), predictor))
+    for pooling in network.forms:
+        output = (1, 1, 1) if pooling == "filter" else network.least_output
+        least.append(needed_bytes(network, smallest_candidate(network, output, pooling, predictor.threads), predictor))
     return baseline_bytes + SLACK_BYTES + min(least)
+
+
+def smallest_candidate(network: Network, output: Triple, pooling: str, threads: int) -> Candidate:
+    """A candidate of that output patch, or of the only patch that the network takes."""
+    if network.fixed:
+        return Candidate(network.output_patch(network.patch), 1, pooling, threads, network.patch)
+    return Candidate(output, 1, pooling, threads)
 
 
 def _outputs(network: Network, volume: Triple | None) -> Iterator[list[Triple]]:
     """Families of output patches, each ordered from small to large: cubes, and slabs of few z for flat fields of view."""
-    step = network.step
-    caps = [10**9] * 3 if volume is None else [-(-n // s) for n, s in zip(volume, step, strict=True)]
+    step, first = network.step, network.least_output
+    if network.patch is not None and (network.fixed or network.patch[0] != network.patch[1]):
+        yield [network.output_patch(network.patch)]
+        if network.fixed:
+            return
+    caps = [10**9] * 3 if volume is None else [_cap(*sizes) for sizes in zip(volume, first, step, strict=True)]
     flat = network.field_of_view[0] * 4 <= network.field_of_view[1]
     for depth in _FLAT_STEPS if flat else (None,):
         family = []
@@ -47,10 +57,15 @@ def _outputs(network: Network, volume: Triple | None) -> Iterator[list[Triple]]:
             counts = [max(1, min(cap, target // s)) for s, cap in zip(step, caps, strict=True)]
             if depth is not None:
                 counts[0] = min(caps[0], depth)
-            output = tuple(c * s for c, s in zip(counts, step, strict=True))
+            output = tuple(f + (c - 1) * s for f, c, s in zip(first, counts, step, strict=True))
             if output not in family:
                 family.append(output)
         yield family
+
+
+def _cap(n: int, first: int, step: int) -> int:
+    """Steps that cover `n` output voxels."""
+    return 1 + max(0, -(-(n - first) // step))
 
 
 def default_candidate(
@@ -61,24 +76,31 @@ def default_candidate(
     tolerance: float = DEFAULT_TOLERANCE,
     device_budget_bytes: int = 0,
     split: bool = True,
+    patch: Triple | None = None,
 ) -> Solved | None:
     """The best of a coarse set of patches by predicted throughput, or None where none fits.
 
     Where the `volume` (output voxels) to be run is known, patches that overhang it are charged for what they waste. Of
     patches as good as the best, the one that needs least memory.
     """
+    form = network.forms[0]
+    if patch is not None:
+        only = Candidate(network.output_patch(patch), 1, form, predictor.threads, patch)
+        return solve_candidate(network, only, predictor, budget_bytes, tolerance, device_budget_bytes, split)
     found: list[tuple[float, Solved]] = []
     for family in _outputs(network, volume):
         for output in family:
-            candidate = Candidate(output, 1, "fragments", predictor.threads)
+            candidate = smallest_candidate(network, output, form, predictor.threads)
             solved = solve_candidate(
                 network, candidate, predictor, budget_bytes, tolerance, device_budget_bytes, split
             )
             if solved is None:
                 break  # a larger one of the family does not fit either
-            found.append((solved.voxels_per_s * useful_share(output, volume), solved))
+            share = useful_share(output, volume, margins(network, candidate))
+            found.append((solved.voxels_per_s * share, solved))
     if not found:
-        smallest = Candidate((1, 1, 1), 1, "filter", predictor.threads)
+        least = (1, 1, 1) if network.forms[-1] == "filter" else network.least_output
+        smallest = smallest_candidate(network, least, network.forms[-1], predictor.threads)
         return solve_candidate(network, smallest, predictor, budget_bytes, tolerance, device_budget_bytes, split)
     best_rate = max(rate for rate, _ in found)
     return min((s for rate, s in found if rate > _AS_GOOD * best_rate), key=lambda s: s.solution.total_bytes)
@@ -92,6 +114,7 @@ def default_plan(
     volume: Triple | None = None,
     predictor: Predictor | None = None,
     baseline_bytes: int | None = None,
+    patch: Triple | None = None,
 ) -> Plan:
     """A plan without a search.
 
@@ -108,6 +131,8 @@ def default_plan(
         By default one from the cost model alone.
     baseline_bytes : int, optional
         What the process takes before the program; by default what this one takes now.
+    patch : (z, y, x), optional
+        The input patch to take.
 
     Raises
     ------
@@ -121,7 +146,7 @@ def default_plan(
     predictor = predictor or Predictor(threads)
     baseline_bytes = resident_bytes() if baseline_bytes is None else baseline_bytes
     limit = baseline_bytes + available_bytes() * 3 // 4 if memory_bytes is None else memory_bytes
-    solved = default_candidate(network, predictor, limit - baseline_bytes - SLACK_BYTES, volume)
+    solved = default_candidate(network, predictor, limit - baseline_bytes - SLACK_BYTES, volume, patch=patch)
     if solved is None:
         raise limit_too_small(network, predictor, baseline_bytes, limit)
     return plan_of(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from znni.errors import MemoryLimit
+from znni.errors import InvalidShape, MemoryLimit
 from znni.gpu.current import current
+from znni.layers import Triple
 from znni.network import Network
 from znni.pipeline import Pipeline
 from znni.plan import Plan
@@ -54,6 +55,21 @@ def program(network: Network, plan: Plan, limit_bytes: int | None = None) -> Pro
     )
 
 
+def reach_of(network: Network, plan: Plan) -> tuple[Triple, Triple]:
+    """The field of view less what padding makes up for (input less output voxels, and one), and the margin at borders.
+
+    Raises `InvalidShape` where output voxels are not as far apart as input voxels, so that patches cannot be put together.
+    """
+    if network.sliding:
+        return network.field_of_view, (0, 0, 0)
+    if not network.same_resolution:
+        raise InvalidShape(
+            f"{network.name} gives voxels of another size than its input's, so that patches cannot be put together to a "
+            "volume; run it patch by patch"
+        )
+    return tuple(n + 1 for n in network.lost(plan.input_patch)), network.margin(plan.input_patch)
+
+
 def run_array(network: Network, plan: Plan, x: np.ndarray) -> np.ndarray:
     """The dense result for an array.
 
@@ -68,7 +84,9 @@ def run_array(network: Network, plan: Plan, x: np.ndarray) -> np.ndarray:
     """
     x = network.check_input(x)
     made = plan.program()
-    grid = Grid(x.shape[2:], plan.input_patch, network.field_of_view)
+    if x.shape[2:] == plan.input_patch and not network.sliding:
+        return _run_patches(made, x)
+    grid = Grid(x.shape[2:], plan.input_patch, *reach_of(network, plan))
     out = np.empty((x.shape[0], network.out_channels, *grid.output), np.float32)
 
     def fill(together: Sequence[tuple[int, Patch]], batch: np.ndarray) -> None:
@@ -83,6 +101,22 @@ def run_array(network: Network, plan: Plan, x: np.ndarray) -> np.ndarray:
 
     jobs = product(range(x.shape[0]), grid)
     made.run_all(iter(lambda: list(islice(jobs, plan.batch)), []), fill, drain)
+    return out
+
+
+def _run_patches(made: Program | Pipeline, x: np.ndarray) -> np.ndarray:
+    """The results of patches, each an element of `x`, a batch at a time."""
+    size = len(made.input)
+    out = np.empty((len(x), *made.output.shape[1:]), np.float32)
+
+    def fill(first: int, batch: np.ndarray) -> None:
+        batch[:] = 0
+        batch[: len(x) - first] = x[first : first + size]
+
+    def drain(first: int, batch: np.ndarray) -> None:
+        out[first : first + size] = batch[: len(x) - first]
+
+    made.run_all(range(0, len(x), size), fill, drain)
     return out
 
 
@@ -109,13 +143,15 @@ def run_volume_files(
         Bound on this process's resident set; `MemoryLimit` before any work where the plan does not fit.
     """
     with open_volume(source) as reader:
-        shape = output_shape(reader, network.in_channels, network.out_channels, network.field_of_view)
+        fov, margin = reach_of(network, plan)
+        shape = output_shape(reader, network.in_channels, network.out_channels, fov)
         with create_volume(target, shape, overwrite=overwrite) as writer:
             return run_volume(
                 program(network, plan, limit_bytes),
                 reader,
                 writer,
-                field_of_view=network.field_of_view,
+                field_of_view=fov,
+                margin=margin,
                 normalise=plan.normalise if normalise is None else normalise,
                 progress=progress,
             )

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from znni.layers import Layer
+from znni.layers import (
+    Concat,
+    Conv,
+    ConvMaxPoolFragments,
+    ConvTranspose,
+    DepthToSpace,
+    GroupedConv,
+    Layer,
+    Maxout,
+    PairDistance,
+    Slice,
+)
 
 #: The name by which nodes refer to the network's input.
 INPUT = "input"
@@ -27,3 +38,30 @@ def chain(layers: Sequence[Layer]) -> tuple[Node, ...]:
         nodes.append(Node(f"{number}_{layer.kind}", layer, (previous,)))
         previous = nodes[-1].name
     return tuple(nodes)
+
+
+def channels_through(nodes: Sequence[Node], in_channels: int) -> dict[str, int]:
+    """Channels of every node's result (and of `INPUT`), whatever the size of the patch."""
+    channels = {INPUT: in_channels}
+    for node in nodes:
+        channels[node.name] = _channels(node.layer, [channels[name] for name in node.inputs])
+    return channels
+
+
+def _channels(layer: Layer, incoming: list[int]) -> int:
+    match layer:
+        case Conv() | GroupedConv() | ConvTranspose():
+            return layer.out_channels
+        case ConvMaxPoolFragments():
+            return layer.conv.out_channels
+        case Concat():
+            return sum(incoming)
+        case Maxout():
+            return incoming[0] // layer.group
+        case DepthToSpace():
+            return incoming[0] // layer.phases
+        case PairDistance():
+            return len(layer.offsets)
+        case Slice() if layer.channels:
+            return layer.channels[1] - layer.channels[0]
+    return incoming[0]

@@ -14,6 +14,7 @@ from znni.arena import Buffer, Layout, aligned_empty, layout
 from znni.gpu.current import current
 from znni.gpu.device import Allocation, Device, DeviceArray, device_aligned
 from znni.gpu.operator import GpuOperator, carve, carved_bytes
+from znni.graph_walk import relayout_name
 from znni.layers import Recombine, Relayout, Shape
 from znni.layouts import DEVICE, PLAIN, array_shape, tensor_bytes
 from znni.network import Network
@@ -28,7 +29,8 @@ Job = TypeVar("Job")
 
 @dataclass(frozen=True)
 class Step:
-    """One call of an operator with its views into the arenas; `node` is the number of its node.
+    """One call of an operator with its views into the arenas; `node` is the number of its node, `x` what it reads, of a join a
+    tuple.
 
     `outer` is how often the outermost loop has begun before, or None where the step lies in none. `waits_for` is the device
     whose work must be done before the step, which computes on the host, may begin.
@@ -36,7 +38,7 @@ class Step:
 
     name: str
     operator: Operator
-    x: Array
+    x: Array | tuple[Array, ...]
     out: Array
     workspace: Array
     node: int
@@ -110,7 +112,7 @@ class Program:
         self.calls = calls_of(nodes, self.loops, shape)
         operators = []
         for call, (_, choice) in zip(self.calls, choices, strict=True):
-            weights = network.weights.get(call.node.name, {})
+            weights = network.lowered_weights.get(call.node.name, {})
             operators.append(
                 get(choice.primitive).prepare(call.node.layer, weights, call.in_shape, choice.config, threads)
             )
@@ -215,6 +217,8 @@ class Program:
     ) -> Step:
         call = self.calls[number]
         x = tensors[call.node.inputs[0]]
+        if call.node.layer.joins:
+            x = tuple(tensors[name] for name in call.node.inputs)
         part = 0
         for loop, count in zip(self.loops, counts, strict=False):
             if loop.start == number and loop.slices:
@@ -274,14 +278,18 @@ def _give_back(taken: Allocation, operators: Sequence[GpuOperator]) -> None:
     taken.free()
 
 
-def _relayouts(nodes: Sequence[Node], choices: Sequence[tuple[str, Choice]]) -> dict[int, Node]:
-    """The conversions among `choices`, by the number of the node that each comes before."""
-    found: dict[int, Node] = {}
+def _relayouts(nodes: Sequence[Node], choices: Sequence[tuple[str, Choice]]) -> dict[int, list[tuple[int, Node]]]:
+    """The conversions among `choices`, by the number of the node that each comes before, with that of the input converted."""
+    found: dict[int, list[tuple[int, Node]]] = {}
     number = 0
     for name, choice in choices:
         if get(choice.primitive).kind == Relayout.kind and (number >= len(nodes) or nodes[number].name != name):
-            reads = nodes[number].inputs if number < len(nodes) else (nodes[-1].name,)
-            found[number] = Node(name, Relayout(), reads)
+            if number >= len(nodes):
+                found.setdefault(number, []).append((0, Node(name, Relayout(), (nodes[-1].name,))))
+                continue
+            node = nodes[number]
+            at = next((j for j in range(1, len(node.inputs)) if name == relayout_name(node.name, j)), 0)
+            found.setdefault(number, []).append((at, Node(name, Relayout(), (node.inputs[at],))))
         else:
             number += 1
     return found

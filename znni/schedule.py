@@ -116,7 +116,7 @@ def calls_of(nodes: Sequence[Node], loops: Sequence[Loop], shape: Shape) -> tupl
     tensors: dict[str, Shape] = {INPUT: tuple(shape)}
     found = []
     for i, node in enumerate(nodes):
-        source = taken = tensors[node.inputs[0]]
+        source = taken = node.layer.joined_shape(tuple(tensors[name] for name in node.inputs))
         for loop in loops:
             if loop.start == i and loop.slices:
                 if taken[0] % loop.parts:
@@ -166,9 +166,10 @@ def span_of(
 
 
 def with_relayouts(
-    nodes: Sequence[Node], loops: Sequence[Loop], before: Mapping[int, Node]
+    nodes: Sequence[Node], loops: Sequence[Loop], before: Mapping[int, Sequence[tuple[int, Node]]]
 ) -> tuple[tuple[Node, ...], tuple[Loop, ...]]:
-    """Nodes and loops with the nodes of `before` put before those of the numbers given (or, beyond the last, after it).
+    """Nodes and loops with the nodes of `before` put before those of the numbers given (or, beyond the last, after it), each to
+    be read in place of the input of that number.
 
     A loop over slices begins with the node put before its first one; a loop over parts does not hold it. What comes after the
     last node is in no loop.
@@ -177,14 +178,15 @@ def with_relayouts(
     moved: dict[int, tuple[int, int]] = {}
     for i, node in enumerate(nodes):
         first = len(made)
-        if i in before:
-            made.append(before[i])
-            node = Node(node.name, node.layer, (before[i].name, *node.inputs[1:]))
+        inputs = list(node.inputs)
+        for number, conversion in before.get(i, ()):
+            made.append(conversion)
+            inputs[number] = conversion.name
         moved[i] = (first, len(made))
-        made.append(node)
-    if len(nodes) in before:
-        made.append(before[len(nodes)])
-    end = len(made) - (len(nodes) in before)
+        made.append(Node(node.name, node.layer, tuple(inputs)))
+    after = [conversion for _, conversion in before.get(len(nodes), ())]
+    made += after
+    end = len(made) - len(after)
     return tuple(made), tuple(Loop(moved[p.start][0 if p.slices else 1], p.parts, p.slices, end) for p in loops)
 
 

@@ -43,20 +43,23 @@ class AxisCut:
     write: slice
 
 
-def cut_axis(volume: int, patch: int, fov: int) -> tuple[AxisCut, ...]:
+def cut_axis(volume: int, patch: int, fov: int, margin: int = 0) -> tuple[AxisCut, ...]:
     """Cover the ``volume - fov + 1`` output voxels of an axis with patches, each voxel once.
 
-    The last patch is shifted back into the volume, and the part of it that is done already dropped. Where the volume is
-    smaller than the patch, `size` is less than the patch: the rest is padding, and of the output only those
-    ``size - fov + 1`` voxels are kept whose field of view holds none of it.
+    The last patch is shifted back into the volume, and the part of it that is done already dropped. Of each patch, `margin`
+    output voxels are dropped where another one gives them. Where the volume is smaller than the patch, `size` is less than the
+    patch: the rest is padding, and of the output only those ``size - fov + 1`` voxels are kept whose field of view holds none
+    of it.
     """
     wanted, output = volume - fov + 1, patch - fov + 1
     if volume < patch:
         return (AxisCut(0, volume, slice(0, wanted), slice(0, wanted)),)
-    cuts = []
-    for done in range(0, wanted, output):
-        start = min(done, wanted - output)
-        cuts.append(AxisCut(start, patch, slice(done - start, output), slice(done, start + output)))
+    cuts, done = [], 0
+    while done < wanted:
+        start = min(max(0, done - margin), wanted - output)
+        end = start + output - (margin if start + output < wanted else 0)
+        cuts.append(AxisCut(start, patch, slice(done - start, end - start), slice(done, end)))
+        done = end
     return tuple(cuts)
 
 
@@ -80,7 +83,10 @@ class Grid:
     Parameters
     ----------
     volume, patch, fov : (z, y, x)
-        Voxels of the input volume, of the input patch, and of the field of view.
+        Voxels of the input volume, of the input patch, and of the field of view (of networks that pad: less what that
+        makes up for).
+    margin : (z, y, x)
+        Output voxels at the border of a patch that are taken from another one, where there is one; less than half of them.
 
     Raises
     ------
@@ -88,7 +94,7 @@ class Grid:
         A volume or patch smaller than the field of view.
     """
 
-    def __init__(self, volume: Triple, patch: Triple, fov: Triple):
+    def __init__(self, volume: Triple, patch: Triple, fov: Triple, margin: Triple = (0, 0, 0)):
         for what, size in (("volume", volume), ("input patch", patch)):
             short = [axis for axis, n, f in zip(AXES, size, fov, strict=True) if n < f]
             if short:
@@ -97,7 +103,7 @@ class Grid:
                     f"along {', '.join(short)}; each output voxel needs that many input voxels"
                 )
         self.output: Triple = geometry.output_size(volume, fov)
-        self.axes = tuple(cut_axis(*sizes) for sizes in zip(volume, patch, fov, strict=True))
+        self.axes = tuple(cut_axis(*sizes) for sizes in zip(volume, patch, fov, margin, strict=True))
 
     def __len__(self) -> int:
         return prod(len(cuts) for cuts in self.axes)
@@ -159,6 +165,7 @@ def run_volume(
     writer: VolumeWriter,
     *,
     field_of_view: Sequence[int],
+    margin: Sequence[int] = (0, 0, 0),
     normalise: str = "none",
     progress: Callable[[int, int], None] | None = None,
 ) -> VolumeRun:
@@ -176,7 +183,8 @@ def run_volume(
         (after normalising), and what they touch is dropped.
     writer : VolumeWriter
         For the shape that `output_shape` gives.
-    field_of_view : (z, y, x)
+    field_of_view, margin : (z, y, x)
+        As `Grid` takes them.
     normalise : one of `znni.normalise.MODES`
     progress : callable of (done, total), optional
         Called with output voxels as patches are done.
@@ -198,7 +206,7 @@ def run_volume(
             raise InvalidShape(
                 f"the output must be {by_x(expected)}, but {writer.path} was made for {by_x(writer.shape)}"
             )
-        grid = Grid(reader.shape[1:], x.shape[2:], fov)
+        grid = Grid(reader.shape[1:], x.shape[2:], fov, tuple(margin))
         if out.shape[2:] != geometry.output_size(x.shape[2:], fov):
             raise InvalidShape(
                 f"a patch of {by_x(x.shape[2:])} gives {by_x(out.shape[2:])} in this program, "

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from math import inf, prod
 
-from znni import geometry
 from znni.arena import aligned
 from znni.gpu.device import device_aligned
+from znni.graph_walk import GraphWalk
 from znni.layers import Conv, ConvMaxPoolFragments, Recombine, Relayout, Shape, Triple
 from znni.layouts import DEVICE, LAYOUTS, PLAIN, tensor_bytes
 from znni.network import Network
@@ -30,11 +30,13 @@ class Candidate:
     batch: int
     pooling: str
     threads: int
+    #: The input patch, where it is not the smallest that gives `output`.
+    patch: Triple | None = None
 
 
 def input_shape(network: Network, candidate: Candidate) -> Shape:
     """Shape of the candidate's input; `InvalidShape` where the patch cannot be."""
-    patch = geometry.input_size(candidate.output, network.field_of_view)
+    patch = candidate.patch or network.input_patch(candidate.output)
     network.check_patch(patch, candidate.pooling)
     return (candidate.batch, network.in_channels, *patch)
 
@@ -218,6 +220,8 @@ def walks(network: Network, candidate: Candidate) -> Iterator[Walk]:
 
 def least_live_bytes(network: Network, candidate: Candidate, devices: Collection[str] = CPU) -> int:
     """Bytes of the host's tensors alone: what no schedule and choice of primitives can go below."""
+    if not network.chain:
+        return GraphWalk(network.lowered(candidate.pooling), input_shape(network, candidate)).least_bytes
     if "gpu" in devices:  # all between input and output may lie there
         shape = input_shape(network, candidate)
         out = (candidate.batch, network.out_channels, *candidate.output)
