@@ -2,7 +2,8 @@
 
 R is the FLOP/s that PyTorch reaches on 80 -> 80 channels, 3^3, input 58^3, in the better of its memory formats. The
 score is output voxels per second times the direct arithmetic per output voxel, over R: 1.0 is PyTorch with an infinite
-patch and no limit on memory. Beside ``torch.cuda`` the whole network is computed by PyTorch on the GPU, dense, with dilated
+patch and no limit on memory. A network that is no sliding-window network is computed as a whole by each
+peer, on the plan's patch. Beside ``torch.cuda`` the whole network is computed by PyTorch on the GPU, dense, with dilated
 convolutions, within the plan's limit on GPU memory, at the patch that is fastest.
 """
 
@@ -14,7 +15,7 @@ from contextlib import ExitStack
 
 from tuner.bench_record import RATE_FLOP, RATE_LAYER, RATE_SHAPE, Recorder, check_json_target, describe_run, save_json
 from tuner.console import StatusLine, print_json
-from tuner.contender import layer_spec, network_spec, plan_spec
+from tuner.contender import layer_spec, network_patch_spec, network_spec, plan_spec
 from tuner.contest import TURN_S, Contender, failed, middle, rounds
 from tuner.peers import library_of, peer_device
 from tuner.plan_device import device_of
@@ -38,10 +39,14 @@ def bench_plan(args: argparse.Namespace, peers: tuple[str, ...]) -> int:
     """The command for a plan file."""
     from tuner.commands import load_plan
 
-    other = [peer for peer in peers if library_of(peer) not in ("torch", "torch.cuda")]
-    if other:
-        raise ZnniError(f"a plan is timed beside torch alone, got {', '.join(other)}; use --peers torch or torch.cuda")
     plan = load_plan(args.what)
+    network = plan.bound_network()
+    other = [peer for peer in peers if library_of(peer) not in ("torch", "torch.cuda")]
+    if other and network.sliding:
+        raise ZnniError(
+            f"a plan of a sliding-window network is timed beside torch alone, got {', '.join(other)}; use --peers torch or "
+            "torch.cuda"
+        )
     if args.output:
         check_json_target(args.output)
     machine = this_machine()
@@ -62,10 +67,17 @@ def bench_plan(args: argparse.Namespace, peers: tuple[str, ...]) -> int:
         theirs = [
             enter(peer, layer_spec(RATE_LAYER, RATE_SHAPE, plan.threads, peer=peer), RATE_TURN_S)
             for peer in peers
-            if peer not in on_gpu
+            if peer not in on_gpu and network.sliding
         ]
         limit = plan.limits.get("device_bytes")
         networks = [enter(peer, network_spec(plan.network, peer, limit, args.seconds)) for peer in on_gpu]
+        if not network.sliding:  # others take the same patch
+            shape, voxels = plan.input_shape(network.in_channels), plan.batch * math.prod(plan.output_patch)
+            networks += [
+                enter(peer, network_patch_spec(plan.network, peer, shape, plan.threads, voxels))
+                for peer in peers
+                if peer not in on_gpu
+            ]
         for contender in [ours, *theirs, *networks]:
             line.show(f"preparing {contender.name}")
             contender.prepare(timeout_s=600.0)
@@ -93,7 +105,7 @@ def bench_plan(args: argparse.Namespace, peers: tuple[str, ...]) -> int:
         if not ours.seconds:
             row.fail(ours.failure or "took no turn")
             raise failed([ours], args.what)
-        found = _summary(plan, ours, theirs, plan.bound_network().flop_per_voxel)
+        found = _summary(plan, ours, theirs, network.flop_per_voxel)
         found["networks"] = [_network_row(contender, ours) for contender in networks]
         row.finish(
             measured_voxels_per_s=found["voxels_per_s"],
@@ -154,6 +166,7 @@ def _network_row(theirs: Contender, ours: Contender) -> dict:
         "interval": list(bootstrap_interval(speeds)) if len(speeds) > 1 else None,
         "seconds": theirs.seconds,
         "wall_s": theirs.walls,
+        "peak_bytes": theirs.facts.get("peak_bytes"),
         "peak_device_bytes": theirs.facts.get("peak_device_bytes"),
         "speed_over": {"median": middle(times), "low": min(times), "high": max(times), "rounds": both},
     }
@@ -182,7 +195,8 @@ def _text(path: str, found: dict) -> str:
         ratio = row["speed_over"]
         lines.append(
             f"{row['name']}: {digits(row['voxels_per_s'])} voxels/s at an output of {by_x(row['output'])}; the plan is "
-            f"{ratio['median']:.2f} ({ratio['low']:.2f} .. {ratio['high']:.2f}) times as fast"
+            f"{ratio['median']:.2f} ({ratio['low']:.2f} .. {ratio['high']:.2f}) times as fast, "
+            f"in {bytes_text(found['peak_bytes'])} where it takes {bytes_text(row['peak_bytes'] or 0)}"
         )
     lines += [f"{name} failed: {failure}" for name, failure in found["failures"].items()]
     return "\n".join(lines)

@@ -22,22 +22,32 @@ if TYPE_CHECKING:
 
 def networks(args: argparse.Namespace) -> int:
     """List the zoo."""
-    from tuner.layer_string import layer_words
+    from tuner.layer_string import node_words
+    from znni.load import load
     from znni.zoo import networks as zoo
 
-    found = [
-        {
-            "name": network.name,
-            "field_of_view": list(network.field_of_view),
-            "in_channels": network.in_channels,
-            "out_channels": network.out_channels,
-            "parameters": network.parameters,
-            "source": network.source,
-            "status": network.status,
-            "layers": layer_words(network.layers, network.in_channels),
-        }
-        for network in zoo().values()
-    ]
+    found = []
+    for published in zoo().values():
+        # narrowed to one channel: what is asked of its geometry does not depend on the weights
+        network = load(published.name, width=1)
+        patch = published.patch or network.input_patch(network.least_output)
+        found.append(
+            {
+                "name": published.name,
+                "field_of_view": list(network.field_of_view),
+                "sliding": network.sliding,
+                "strides": list(network.strides),
+                "least_patch": list(network.input_patch(network.least_output)),
+                "patch": list(patch),
+                "margin": list(network.margin(patch)),
+                "in_channels": published.in_channels,
+                "out_channels": published.out_channels,
+                "parameters": published.parameters,
+                "source": published.source,
+                "status": published.status,
+                "layers": node_words(published.nodes, published.in_channels),
+            }
+        )
     if args.json:
         print_json(found)
         return 0
@@ -51,8 +61,22 @@ def networks(args: argparse.Namespace) -> int:
     for n in found:
         print(f"{n['name']}: field of view {by_x(n['field_of_view'])}, {n['parameters']:,} parameters")
         print(f"  {n['status']}: {n['source']}")
+        print(f"  {_sizes_text(n)}")
         print("  " + ", ".join(n["layers"]) + "\n")
     return 0
+
+
+def _sizes_text(n: dict) -> str:
+    """Which patches a network takes, and what their borders do."""
+    least, strides = n["least_patch"], n["strides"]
+    rules = ", ".join(f"{axis} {a} + {s} i" for axis, a, s in zip("zyx", least, strides, strict=True))
+    text = f"strides {by_x(strides)}; input patches: {rules} (i >= 0)"
+    if n["sliding"]:
+        return f"{text}, valid: no border is felt, each patch gives the field of view less one voxels fewer"
+    if any(n["margin"]):
+        margin = f"of a patch of {by_x(n['patch'])}, {by_x(n['margin'])} voxels at borders between patches are dropped"
+        return f"{text}; padded: {margin}"
+    return text
 
 
 def doctor(args: argparse.Namespace) -> int:

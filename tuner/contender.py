@@ -52,6 +52,11 @@ def network_spec(network: dict, peer: str, device_bytes: int | None, cap_s: floa
     return {"network": network, "peer": peer, "device_bytes": device_bytes, "cap_s": cap_s}
 
 
+def network_patch_spec(network: dict, peer: str, shape: Shape, threads: int, voxels: int) -> dict:
+    """What a contender is told to run a whole network by a library on the CPU, on inputs of `shape`."""
+    return {"network": network, "peer": peer, "shape": list(shape), "threads": threads, "voxels": voxels}
+
+
 @dataclass
 class _Contender:
     #: Takes one sample or a few: seconds of a call, and those by the host's clock where the first are not.
@@ -238,6 +243,18 @@ def _prepare_network(spec: dict) -> _Contender:
     return _on_device(prepared.timed, lambda: None, facts)
 
 
+def _prepare_network_here(spec: dict) -> _Contender:
+    from tuner.network_peers import prepare_network
+    from znni.load import load
+
+    source = spec["network"]
+    network = load(source["source"], source.get("weights"), source.get("seed"), source.get("width"))
+    prepared = prepare_network(spec["peer"], network, source, tuple(spec["shape"]), spec["threads"])
+    cold_s = _seconds(prepared.run)
+    facts = {"voxels": spec["voxels"], "output": list(prepared.result().shape[2:]), "cold_s": cold_s}
+    return _Contender(lambda: ([_seconds(prepared.run)], []), lambda: None, facts, cold_s)
+
+
 def _timed(contender: _Contender, fill_s: float) -> tuple[list[float], list[float]]:
     """Seconds of as many calls as fill `fill_s`, at least one. Short ones warm up first: others have had the caches."""
     if contender.last_s < fill_s:
@@ -257,11 +274,18 @@ def _timed(contender: _Contender, fill_s: float) -> tuple[list[float], list[floa
 _prepared: list[_Contender] = []
 
 
+def _preparing(payload: dict) -> Callable[[dict], _Contender]:
+    if "plan" in payload:
+        return _prepare_plan
+    if "network" in payload:
+        return _prepare_network_here if "shape" in payload else _prepare_network
+    return _prepare_layer
+
+
 def _prepare(payload: dict, on_sample: Callable) -> dict:
     while _prepared:  # let go of the one before
         _prepared.pop().close()
-    prepare = _prepare_plan if "plan" in payload else _prepare_network if "network" in payload else _prepare_layer
-    _prepared.append(prepare(payload))
+    _prepared.append(_preparing(payload)(payload))
     return _prepared[0].facts
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 
 from tuner.units import BadQuantity, parse_triple
 from znni.errors import InvalidShape, ZnniError
@@ -32,6 +33,7 @@ from znni.layers import (
     Softmax,
     Triple,
 )
+from znni.nodes import INPUT, Node, channels_through
 from znni.prepared_conv import named_padding
 
 _EXAMPLES = '"80>80 k9 in56" or "28>28 k1,3,3 in20,132,132 pad same"'
@@ -208,7 +210,22 @@ def _words(layer: Layer, channels: int) -> list[str]:
         return [f"maxout{layer.group}"]
     if isinstance(layer, Recombine):
         return [f"recombine{'/'.join(map(_text, layer.strides))}", *_parts(layer)]
-    return [layer.kind]
+    return _field_words(layer, channels)
+
+
+def _field_words(layer: Layer, channels: int) -> list[str]:
+    """Of a layer that has no string of its own: its kind, and the fields that are not at their defaults."""
+    made = f"{channels}>{layer.out_channels} " if hasattr(layer, "out_channels") else ""
+    words = [made + layer.kind]
+    for field in fields(layer):
+        value = getattr(layer, field.name)
+        if field.name == "out_channels" or value == field.default:
+            continue
+        if isinstance(value, Activation):
+            words.append(value.name)
+        else:
+            words.append(f"{field.name} {_text(value) if isinstance(value, tuple) and len(value) == 3 else value}")
+    return words
 
 
 def _parts(layer: ConvMaxPoolFragments | Recombine) -> list[str]:
@@ -223,13 +240,11 @@ def layer_text(layer: Layer, shape: Shape) -> str:
     return " ".join([head, f"in{_text(shape[2:])}", *rest, *batch])
 
 
-def layer_words(layers: Sequence[Layer], in_channels: int) -> list[str]:
-    """A chain of layers, each in short: ``1>80 k2 relu``, ``pool2``."""
-    found, channels = [], in_channels
-    for layer in layers:
-        found.append(" ".join(_words(layer, channels)))
-        if isinstance(layer, Conv):
-            channels = layer.out_channels
-        elif isinstance(layer, Maxout):
-            channels //= layer.group
+def node_words(nodes: Sequence[Node], in_channels: int) -> list[str]:
+    """Layers of a network, each in short: ``1>80 k2 relu``, ``pool2``; some with what they read."""
+    channels, before, found = channels_through(nodes, in_channels), INPUT, []
+    for node in nodes:
+        words = " ".join(_words(node.layer, channels[node.inputs[0]]))
+        found.append(words if node.inputs == (before,) else f"{words} of {' and '.join(node.inputs)}")
+        before = node.name
     return found

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.layer_string import BadLayer, layer_text, layer_words, looks_like_layer, parse_layer
+from tuner.layer_string import BadLayer, layer_text, looks_like_layer, node_words, parse_layer
 from znni.errors import InvalidShape
 from znni.layers import (
     Activation,
@@ -20,6 +20,7 @@ from znni.layers import (
     Relayout,
     Softmax,
 )
+from znni.nodes import chain
 
 TRIPLES = st.tuples(*[st.integers(1, 4)] * 3)
 
@@ -122,4 +123,4 @@ def test_networks_and_files_are_no_layers():
 
 def test_words_of_a_chain():
     layers = [Conv(80, (2, 2, 2), activation=Activation("relu")), MaxPool((2, 2, 2), (2, 2, 2)), Conv(3, (1, 3, 3))]
-    assert layer_words(layers, 1) == ["1>80 k2 relu", "pool2", "80>3 k1,3,3"]
+    assert node_words(chain(layers), 1) == ["1>80 k2 relu", "pool2", "80>3 k1,3,3"]
