@@ -132,7 +132,8 @@ def _step(node, i, option, layouts, alive, last_read, conversions, size):
             held -= size(name, layouts[name])
     peak = max(peak, held + size(node.name, option.gives) + option.workspace_bytes)
     left = {name: layout for name, layout in layouts.items() if last_read[name] > i}
-    left[node.name] = option.gives
+    if last_read[node.name] > i:
+        left[node.name] = option.gives
     return peak, resident, seconds, tuple(before), tuple(sorted(left.items()))
 
 

@@ -1,0 +1,1 @@
+"""Tests of graphs: geometry, order, choice, programs."""
