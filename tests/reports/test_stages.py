@@ -108,7 +108,7 @@ def test_ceilings_of_every_level():
 @pytest.mark.parametrize(("primitive", "config"), CONFIGS)
 def test_stages_of_another_shape(primitive, config):
     operator = prepared(primitive, config)
-    x = np.zeros(operator._x_shape, np.float32)
+    x = np.zeros(operator._x_shapes[0], np.float32)
     out = np.zeros(operator._result_shape, np.float32)
     workspace = stages.aligned_empty(operator.workspace_bytes)
     with pytest.raises(ValueError, match=f"stages must be 2 x {len(operator.stages)}, got 3 x 2"):

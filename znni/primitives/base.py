@@ -7,7 +7,8 @@
     primitive.prepare(layer, weights, shape, config, threads) -> operator
     operator(x, out, workspace)                       allocates nothing, writes every element of `out`
 
-`shape` is always that of the layer's input, ``(batch, channels, z, y, x)``. Arrays are C-contiguous float32, in the layouts
+`shape` is always that of the layer's input, ``(batch, channels, z, y, x)``; of a layer that reads several tensors, the one from
+which theirs follow (`Layer.input_shapes`), and `x` is a tuple of arrays. Arrays are C-contiguous float32, in the layouts
 (`znni.layouts`) that the config's ``takes`` and ``gives`` name; plain where it names none. In layout ``device`` they are
 `znni.gpu.DeviceArray`, and so is the workspace of a primitive on the GPU (`znni.gpu.operator`).
 """
@@ -77,17 +78,17 @@ class Operator(ABC):
         self.takes, self.gives = layouts_of(config)
         if (self.takes, self.gives) not in primitive.layouts:
             raise Unsupported(f"{primitive.name} cannot take a {self.takes} input and give a {self.gives} output")
-        self._x_shape = array_shape(shape, self.takes)
+        self._x_shapes = tuple(array_shape(own, self.takes) for own in layer.input_shapes(shape))
         self._result_shape = array_shape(self.out_shape, self.gives)
         self.memory = primitive.memory(layer, shape, config, threads)
 
-    def __call__(self, x: np.ndarray, out: np.ndarray, workspace: np.ndarray) -> None:
+    def __call__(self, x: np.ndarray | tuple[np.ndarray, ...], out: np.ndarray, workspace: np.ndarray) -> None:
         """Compute `out` from `x`.
 
         Parameters
         ----------
-        x : ndarray of float32, C-contiguous
-            Of shape `shape`, or what that is in layout `takes`; lanes beyond its channels are zero.
+        x : ndarray of float32, C-contiguous, or of a layer that joins a tuple of them
+            Of shape `shape` (`Layer.input_shapes`), or what that is in layout `takes`; lanes beyond its channels are zero.
         out : ndarray of float32, C-contiguous
             Of shape `out_shape`, or what that is in layout `gives`. Every element is written (of a layer cut into parts,
             those of the part), lanes beyond its channels with zeros; must not overlap `x`.
@@ -102,12 +103,14 @@ class Operator(ABC):
         """Bytes of the workspace that a call is given."""
         return self.memory.host_workspace_bytes
 
-    def check_arrays(self, x: np.ndarray, out: np.ndarray, workspace: np.ndarray) -> None:
+    def check_arrays(self, x: np.ndarray | tuple[np.ndarray, ...], out: np.ndarray, workspace: np.ndarray) -> None:
         """`InvalidShape` where a call's arrays are not what it was prepared for."""
-        if x.shape != self._x_shape or out.shape != self._result_shape:
+        shapes = tuple(array.shape for array in x) if isinstance(x, tuple) else (x.shape,)
+        if shapes != self._x_shapes or out.shape != self._result_shape:
+            expected, got = (" and ".join(map(by_x, several)) for several in (self._x_shapes, shapes))
             raise InvalidShape(
-                f"{self.primitive.name} was prepared for {by_x(self._x_shape)} -> {by_x(self._result_shape)}, "
-                f"got {by_x(x.shape)} -> {by_x(out.shape)}"
+                f"{self.primitive.name} was prepared for {expected} -> {by_x(self._result_shape)}, "
+                f"got {got} -> {by_x(out.shape)}"
             )
         if workspace.nbytes < self.workspace_bytes:
             raise InvalidShape(
