@@ -70,6 +70,22 @@ def test_an_axis_is_covered_once_by_what_padding_did_not_touch(sizes):
     assert len(cut_axis(volume, patch, fov)) == -(-(volume - fov + 1) // (patch - fov + 1))
 
 
+@settings(deadline=None)
+@given(SIZES, st.integers(0, 9))
+def test_a_margin_is_dropped_between_patches_but_not_at_the_border(sizes, margin):
+    volume, patch, fov = sizes
+    output = patch - fov + 1
+    margin = min(margin, (output - 1) // 2)
+    times = np.zeros(volume - fov + 1, int)
+    for cut in cut_axis(volume, patch, fov, margin):
+        assert cut.start >= 0 and cut.start + cut.size <= volume
+        assert cut.start + cut.keep.start == cut.write.start
+        assert cut.keep.start >= margin or cut.write.start == 0
+        assert cut.keep.stop <= output - margin or cut.write.stop == len(times)
+        times[cut.write] += 1
+    assert (times == 1).all()
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.tuples(SIZES, SIZES, SIZES))
 def test_a_grid_covers_its_volume_once(sizes):
