@@ -103,6 +103,10 @@ def tune(args: argparse.Namespace) -> int:
 
     if args.only and args.gpu_memory is None:
         raise ZnniError(f"--only {args.only} is of a GPU: give --gpu-memory with it")
+    if args.gpu_memory is not None and not network.chain:
+        raise ZnniError(
+            f"{network.name} is no chain of sliding-window layers, and only these run on the GPU; leave out --gpu-memory"
+        )
     with opened_within(args.gpu_memory) as gpu_memory_bytes:
         return _tune(args, network, output, volume, gpu_memory_bytes)
 
