@@ -4,7 +4,7 @@
 #define ZNNI_ACTIVATION_H
 #include "simd.h"
 
-enum { ZN_LINEAR, ZN_RELU, ZN_LEAKY_RELU, ZN_ELU, ZN_TANH, ZN_SIGMOID };
+enum { ZN_LINEAR, ZN_RELU, ZN_LEAKY_RELU, ZN_ELU, ZN_TANH, ZN_SIGMOID, ZN_CLIP };
 
 /* exp(x) = scale * (1 + q): q without the cancellation that exp(x) - 1 would have near 0. NaN stays NaN. */
 static inline zn_vec zn_exp_parts(zn_vec x, zn_vec *scale) {
@@ -44,6 +44,7 @@ static inline __attribute__((always_inline)) zn_vec zn_activate(zn_vec x, int co
     case ZN_ELU: return zn_select(x < zero, zn_expm1(x) * a, x);
     case ZN_TANH: return zn_tanh(x * b) * a;
     case ZN_SIGMOID: return 1.0f / (1.0f + zn_exp(-x));
+    case ZN_CLIP: x = zn_select(x < zn_splat(a), zn_splat(a), x); return zn_select(x > zn_splat(b), zn_splat(b), x);
     default: return x;
     }
 }

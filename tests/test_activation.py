@@ -17,6 +17,7 @@ FUNCTIONS = [
     Activation("tanh"),
     Activation("tanh", 1.7159, 2 / 3),
     Activation("sigmoid"),
+    Activation("clip", -0.5, 6.0),
 ]
 
 

@@ -194,6 +194,7 @@ def _torch_activation(activation: Activation) -> list:
         "elu": lambda: [torch.nn.ELU(activation.a, inplace=True)],
         "tanh": lambda: [ScaledTanh()],
         "sigmoid": lambda: [torch.nn.Sigmoid()],
+        "clip": lambda: [torch.nn.Hardtanh(activation.a, activation.b, inplace=True)],
     }[activation.name]()
 
 
@@ -241,6 +242,10 @@ def _onnx_activation(activation: Activation, initializers: list) -> list:
             helper.make_node("Tanh", ["scaled"], ["curved"]),
             helper.make_node("Mul", ["curved", "a"], ["y"]),
         ]
+    if activation.name == "clip":
+        bounds = {"low": activation.a, "high": activation.b}
+        initializers += [numpy_helper.from_array(np.float32(value), name) for name, value in bounds.items()]
+        return [helper.make_node("Clip", ["conv", *bounds], ["y"])]
     name = {"linear": "Identity", "relu": "Relu", "leaky_relu": "LeakyRelu", "elu": "Elu", "sigmoid": "Sigmoid"}
     settings = {"alpha": activation.a} if activation.name in ("leaky_relu", "elu") else {}
     return [helper.make_node(name[activation.name], ["conv"], ["y"], **settings)]

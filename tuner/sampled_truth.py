@@ -57,6 +57,8 @@ def activated(y: np.ndarray, activation: Activation) -> np.ndarray:
             return np.where(y > 0, y, activation.a * np.expm1(np.minimum(y, 0)))
         case "tanh":
             return activation.a * np.tanh(activation.b * y)
+        case "clip":
+            return np.minimum(np.maximum(y, activation.a), activation.b)
     return 1 / (1 + np.exp(-y))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -23,6 +24,8 @@ from znni.layers import (
     Softmax,
 )
 
+#: What an operator is given: an array or, of layers that join, several.
+Arrays = np.ndarray | tuple[np.ndarray, ...]
 ONES, ZEROS = (1, 1, 1), (0, 0, 0)
 #: Bounds on one example: voxels of an input channel, multiply-adds of the definition, and products of spectra.
 VOXELS, MULTIPLY_ADDS, PRODUCTS = 16_000, 4_000_000, 1_500_000
@@ -34,6 +37,7 @@ ACTIVATIONS = [
     Activation("elu", 1.5),
     Activation("tanh", 1.7159, 2 / 3),
     Activation("sigmoid"),
+    Activation("clip", -0.4, 0.9),
 ]
 #: Sizes of results along an axis: tiny, around the widths of vectors and tiles, and awkward primes.
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 11, 13, 15, 16, 17, 19, 23, 29, 31, 33, 37, 41, 47, 53, 67, 97]
@@ -46,15 +50,21 @@ class Case:
     layer: Layer
     shape: Shape
 
-    def arrays(self, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Input and weights; results of a convolution are of unit variance before its activation."""
+    def arrays(self, seed: int) -> tuple[Arrays, dict[str, np.ndarray]]:
+        """Input, of layers that join all inputs, and weights; results of a convolution are of unit variance before its
+        activation."""
         rng = np.random.default_rng(seed)
-        x = rng.standard_normal(self.shape, np.float32)
+        x = tuple(rng.standard_normal(shape, np.float32) for shape in self.layer.input_shapes(self.shape))
         shapes = self.layer.weight_shapes(self.shape[1]) if hasattr(self.layer, "weight_shapes") else {}
         weights = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-        if weights:
+        if "weight" in weights:
             weights["weight"] /= np.float32(prod(shapes["weight"][1:]) ** 0.5)
-        return x, weights
+        return x if self.layer.joins else x[0], weights
+
+
+def each(function: Callable, x: Arrays) -> Arrays:
+    """`function` of an array, or of each of a tuple of them."""
+    return tuple(map(function, x)) if isinstance(x, tuple) else function(x)
 
 
 def _triples(values: list[int]) -> st.SearchStrategy:
@@ -172,6 +182,7 @@ def cases(kind: str) -> st.SearchStrategy[Case]:
         **{kind: lambda kind=kind: pool_cases(kind) for kind in ("max_pool", "max_filter", "mpf")},
         **{kind: lambda kind=kind: pointwise_cases(kind) for kind in ("softmax", "maxout")},
     }
+    known |= cases_joining.CASES | cases_resampling.CASES
     return known[kind]()
 
 
@@ -240,3 +251,10 @@ MISFITS = {
     "softmax": [],
     "maxout": [Case(Maxout(3), (1, 7, 2, 2, 2))],
 }
+
+from . import cases_joining, cases_resampling  # noqa: E402 -- they make their cases of what is above
+
+for _more in (cases_joining, cases_resampling):
+    LARGE |= _more.LARGE
+    SMALL |= _more.SMALL
+    MISFITS |= _more.MISFITS

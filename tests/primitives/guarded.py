@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from znni.layouts import array_shape, packed, with_layouts
 from znni.primitives import get
 
-from .cases import SMALL, Case, cases
+from .cases import SMALL, Case, cases, each
 
 _GUARD_BYTES = 1024
 ALL_ONES = 0xFF  # as float32, a NaN
@@ -58,6 +58,13 @@ def fenced(shape: tuple[int, ...], dtype, at_end: bool) -> np.ndarray:
     return everything[start : start + nbytes].view(dtype).reshape(shape)
 
 
+def fenced_copy(array: np.ndarray, at_end: bool) -> np.ndarray:
+    """`array` against a fence."""
+    copy = fenced(array.shape, array.dtype, at_end)
+    copy[:] = array
+    return copy
+
+
 def stay_within(name: str, examples: int) -> None:
     """Run the primitive of that name on fenced arrays; it does not return where one byte outside of them is touched."""
     primitive = get(name)
@@ -74,8 +81,9 @@ def stay_within(name: str, examples: int) -> None:
         for config in configs if pick is None else [configs[pick % len(configs)]]:
             operator = primitive.prepare(case.layer, weights, case.shape, config, threads)
             for at_end in (True, False):
-                x = fenced(array_shape(case.shape, operator.takes), np.float32, at_end)
-                x[:] = packed(values, operator.takes)
+                x = each(
+                    lambda own, given=operator.takes, at_end=at_end: fenced_copy(packed(own, given), at_end), values
+                )
                 # a workspace is aligned, so it may end up to 63 bytes before the fence
                 nbytes = -(-operator.memory.host_workspace_bytes // 64) * 64
                 out = fenced(array_shape(operator.out_shape, operator.gives), np.float32, at_end)

@@ -21,10 +21,17 @@ from znni.layers import (
     Softmax,
 )
 
+from . import truth_joining, truth_resampling
+from .cases import Arrays, each
 
-def truth(layer: Layer, weights: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """The result of `layer` on `x` (batch, channel, z, y, x), in float64."""
-    x = x.astype(np.float64)
+_MORE = truth_joining.TRUTH | truth_resampling.TRUTH
+
+
+def truth(layer: Layer, weights: dict[str, np.ndarray], x: Arrays) -> np.ndarray:
+    """The result of `layer` on `x` (batch, channel, z, y, x; of layers that join, a tuple), in float64."""
+    x = each(lambda array: array.astype(np.float64), x)
+    if type(layer) in _MORE:
+        return _MORE[type(layer)](layer, weights, x)
     match layer:
         case Conv():
             return activated(layer.activation, _conv(layer, weights, x))
@@ -64,6 +71,8 @@ def activated(activation: Activation, x: np.ndarray) -> np.ndarray:
         case "sigmoid":
             with np.errstate(over="ignore"):
                 return 1 / (1 + np.exp(-x))
+        case "clip":
+            return np.minimum(np.maximum(x, activation.a), activation.b)
     raise NotImplementedError(f"the truth about {activation.name} is not written yet: add it to {__name__}")
 
 

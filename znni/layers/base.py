@@ -64,7 +64,8 @@ class Activation:
     """A pointwise function fused into the convolution that feeds it.
 
     ``linear``: x; ``relu``: max(x, 0); ``leaky_relu``: x if x > 0 else a x; ``elu``: x if x > 0 else a (exp(x) - 1);
-    ``tanh``: a tanh(b x); ``sigmoid``: 1 / (1 + exp(-x)). Unused parameters stay at their defaults.
+    ``tanh``: a tanh(b x); ``sigmoid``: 1 / (1 + exp(-x)); ``clip``: min(max(x, a), b).
+    Unused parameters stay at their defaults.
     """
 
     name: str = "linear"
@@ -72,7 +73,15 @@ class Activation:
     b: float = 1.0
 
     #: The codes that the kernels know (``pyx/activation.h``).
-    CODES: ClassVar[dict[str, int]] = {"linear": 0, "relu": 1, "leaky_relu": 2, "elu": 3, "tanh": 4, "sigmoid": 5}
+    CODES: ClassVar[dict[str, int]] = {
+        "linear": 0,
+        "relu": 1,
+        "leaky_relu": 2,
+        "elu": 3,
+        "tanh": 4,
+        "sigmoid": 5,
+        "clip": 6,
+    }
 
     def __post_init__(self):
         if self.name not in self.CODES:

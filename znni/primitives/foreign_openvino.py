@@ -46,6 +46,7 @@ def _model(layer: Conv, weights: Weights, shape: Shape):
         "elu": lambda y: operations.elu(y, layer.activation.a),
         "tanh": lambda y: operations.multiply(operations.tanh(operations.multiply(y, b)), a),
         "sigmoid": operations.sigmoid,
+        "clip": lambda y: operations.clamp(y, layer.activation.a, layer.activation.b),
     }[layer.activation.name](y)
     return openvino.Model([y], [x])
 

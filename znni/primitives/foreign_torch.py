@@ -54,6 +54,7 @@ def _activation(activation: Activation) -> Callable:
         "elu": lambda y: torch.nn.functional.elu_(y, a),
         "tanh": lambda y: y.mul_(b).tanh_().mul_(a),
         "sigmoid": lambda y: y.sigmoid_(),
+        "clip": lambda y: y.clamp_(a, b),
     }[activation.name]
 
 

@@ -9,7 +9,7 @@
 #define ACTIVATION 0
 #endif
 
-enum { ZN_LINEAR, ZN_RELU, ZN_LEAKY_RELU, ZN_ELU, ZN_TANH, ZN_SIGMOID };
+enum { ZN_LINEAR, ZN_RELU, ZN_LEAKY_RELU, ZN_ELU, ZN_TANH, ZN_SIGMOID, ZN_CLIP };
 
 /* NaN stays NaN. */
 __device__ __forceinline__ float activate(float x, int code, float a, float b) {
@@ -19,6 +19,7 @@ __device__ __forceinline__ float activate(float x, int code, float a, float b) {
     case ZN_ELU: return x < 0.0f ? a * expm1f(x) : x;
     case ZN_TANH: return a * tanhf(b * x);
     case ZN_SIGMOID: return 1.0f / (1.0f + expf(-x));
+    case ZN_CLIP: x = x < a ? a : x; return x > b ? b : x;
     default: return x;
     }
 }
@@ -38,6 +39,7 @@ template <int N> __device__ __forceinline__ void activate(float (&values)[N], in
     case ZN_ELU: activate_as<ZN_ELU>(values, a, b); break;
     case ZN_TANH: activate_as<ZN_TANH>(values, a, b); break;
     case ZN_SIGMOID: activate_as<ZN_SIGMOID>(values, a, b); break;
+    case ZN_CLIP: activate_as<ZN_CLIP>(values, a, b); break;
     default: break;
     }
 }
