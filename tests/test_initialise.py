@@ -57,7 +57,11 @@ def test_the_mean_of_the_input_does_not_matter(evaluate, offset):
     assert evaluate(nodes, weights, x + offset).std(axis=(0, 2, 3, 4)).min() > 0.1
 
 
-@pytest.mark.parametrize("activation", [(name,) for name in Activation.CODES] + [("tanh", 1.7159, 0.6666)], ids=str)
+#: Clipping to one value, as by default, leaves nothing.
+SPREADING = [(name,) for name in Activation.CODES if name != "clip"] + [("tanh", 1.7159, 0.6666), ("clip", 0.0, 6.0)]
+
+
+@pytest.mark.parametrize("activation", SPREADING, ids=str)
 def test_every_activation_spreads(evaluate, activation):
     hidden = Conv(6, (2, 2, 2), activation=Activation(*activation))
     nodes = chain([hidden, MaxPool((2, 2, 2), (2, 2, 2)), MaxFilter((1, 2, 2)), hidden, Maxout(2), hidden])

@@ -25,7 +25,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from znni.errors import ZnniError
-from znni.layers import LINEAR, Activation, Conv, MaxFilter, Maxout, MaxPool, Softmax
+from znni.layers import (
+    LINEAR,
+    Activate,
+    Activation,
+    Add,
+    Affine,
+    Concat,
+    Conv,
+    ConvTranspose,
+    GroupedConv,
+    Layer,
+    MaxFilter,
+    Maxout,
+    MaxPool,
+    Multiply,
+    Norm,
+    PRelu,
+    Softmax,
+)
+from znni.nodes import channels_through
 
 if TYPE_CHECKING:
     from znni.nodes import Node
@@ -85,10 +104,15 @@ def seeded_weights(nodes: Sequence[Node], in_channels: int, seed: int) -> dict[s
         raise ZnniError(f"a seed for weights must be a non-negative integer, got {seed!r}")
     rng = np.random.Generator(np.random.PCG64(int(seed)))
     signals, weights = {}, {}
+    channels = channels_through(nodes, in_channels)
     for node in nodes:
-        incoming = signals.get(node.inputs[0]) or _Signal(in_channels)
+        several = [signals.get(name) or _Signal(in_channels) for name in node.inputs]
+        incoming = several[0]
         layer, signal = node.layer, incoming
-        if isinstance(layer, Conv):
+        if isinstance(layer, (GroupedConv, ConvTranspose)):
+            signal = _pre_activation(layer)
+            weights[node.name] = _grouped_filters(rng, layer, incoming, signal)
+        elif isinstance(layer, Conv):
             signal = _pre_activation(layer)
             _check_size(node.name, layer, incoming.channels)
             weights[node.name] = _filters(rng, layer, incoming, signal)
@@ -98,8 +122,54 @@ def seeded_weights(nodes: Sequence[Node], in_channels: int, seed: int) -> dict[s
             signal = replace(incoming, channels=incoming.channels // layer.group, pooled=incoming.pooled * layer.group)
         elif isinstance(layer, Softmax):
             signal = _Signal(incoming.channels, gain=1 / incoming.channels)
-        signals[node.name] = signal
+        elif isinstance(layer, (Add, Affine, Norm, PRelu, Multiply, Concat, Activate)):
+            signal, own = _joined(rng, layer, several, channels[node.inputs[0]])
+            if own:
+                weights[node.name] = own
+        signals[node.name] = replace(signal, channels=channels[node.name])
     return weights
+
+
+def _joined(
+    rng: np.random.Generator, layer: Layer, several: Sequence[_Signal], channels: int
+) -> tuple[_Signal, dict[str, np.ndarray]]:
+    """The signal and the weights of what is no convolution: inputs are taken as independent, scales undo their deviation."""
+    deviations = [signal.deviation for signal in several]
+    if isinstance(layer, Multiply):
+        deviation = math.prod(deviations)
+    elif isinstance(layer, Concat):
+        deviation = math.sqrt(sum(d * d for d in deviations) / len(deviations))
+    else:
+        deviation = math.sqrt(sum(d * d for d in deviations))
+    deviation = float(f"{deviation:.4g}")
+    if isinstance(layer, PRelu):
+        jitter = 0.25 + (rng.random(channels) - 0.5) * _BIAS_SPREAD
+        return replace(several[0], pooled=1), {"slope": jitter.astype(np.float32)}
+    if not hasattr(layer, "weight_shapes") or not layer.weight_shapes(channels):
+        activation = getattr(layer, "activation", LINEAR)
+        return _Signal(channels, activation, 0.0, deviation), {}
+    wanted = _scaled(layer.activation, channels)
+    scale = wanted.gain / (1.0 if isinstance(layer, Norm) else deviation)
+    spread = 1 + (rng.random(channels) - 0.5) * (2 * _BIAS_SPREAD)
+    bias = wanted.bias + (rng.random(channels) - 0.5) * (2 * _BIAS_SPREAD * wanted.gain)
+    return wanted, {"scale": (scale * spread).astype(np.float32), "bias": bias.astype(np.float32)}
+
+
+def _grouped_filters(
+    rng: np.random.Generator, layer: GroupedConv | ConvTranspose, incoming: _Signal, outgoing: _Signal
+) -> dict[str, np.ndarray]:
+    """Noise whose norm, of all taps that reach one output voxel, makes the pre-activation deviate as wanted."""
+    shape = layer.weight_shapes(incoming.channels)["weight"]
+    draws = np.floor(rng.random(shape) * _LEVELS) + 0.5 - _LEVELS / 2
+    taps = math.prod(layer.kernel)
+    if isinstance(layer, ConvTranspose):
+        taps, inputs = taps / math.prod(layer.stride), incoming.channels // layer.groups
+    else:
+        inputs = shape[1]
+    deviation = _LEVELS / math.sqrt(12)
+    draws *= outgoing.gain / (incoming.deviation * deviation * math.sqrt(max(1.0, taps * inputs)))
+    jitter = (rng.random(layer.out_channels) - 0.5) * (2 * _BIAS_SPREAD * outgoing.gain)
+    return {"weight": draws.astype(np.float32), "bias": (outgoing.bias + jitter).astype(np.float32)}
 
 
 def _check_size(name: str, layer: Conv, in_channels: int) -> None:
@@ -108,9 +178,13 @@ def _check_size(name: str, layer: Conv, in_channels: int) -> None:
         raise ZnniError(f"layer {name} would have {size} weights; at most {_MOST_WEIGHTS} are made from a seed")
 
 
-def _pre_activation(layer: Conv) -> _Signal:
+def _pre_activation(layer: Conv | GroupedConv | ConvTranspose) -> _Signal:
+    return _scaled(layer.activation, layer.out_channels)
+
+
+def _scaled(activation: Activation, channels: int) -> _Signal:
     """The bias and gain at which the activation's output deviates by about 1 (a sigmoid's by about 0.3)."""
-    activation, bias, gain = layer.activation, 0.0, 1.0
+    bias, gain = 0.0, 1.0
     if activation.name in ("relu", "leaky_relu", "elu"):
         gain = 1 / _deviation(activation, _LIFT, 1.0, 1)
         bias = _LIFT * gain
@@ -118,7 +192,10 @@ def _pre_activation(layer: Conv) -> _Signal:
         gain = 1 / abs(activation.b or 1.0)
     elif activation.name == "sigmoid":
         gain = 2.0
-    return _Signal(layer.out_channels, activation, bias, gain)
+    elif activation.name == "clip" and activation.b > activation.a:
+        gain = (activation.b - activation.a) / 3
+        bias = (activation.b + activation.a) / 2
+    return _Signal(channels, activation, bias, gain)
 
 
 def _filters(rng: np.random.Generator, layer: Conv, incoming: _Signal, outgoing: _Signal) -> dict[str, np.ndarray]:
@@ -154,6 +231,8 @@ def _apply(activation: Activation, x: float) -> float:
             return a * math.tanh(b * x)
         case "sigmoid":
             return 1 / (1 + math.exp(-x))
+        case "clip":
+            return min(max(x, a), b)
     return x
 
 

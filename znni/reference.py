@@ -1,8 +1,9 @@
-"""The truth: the dense sliding-window result of a network in float64, by NumPy alone and by no primitive.
+"""The truth: a network's result in float64, by NumPy alone and by no primitive.
 
-Poolings become max-filters of stride 1, and whatever follows is dilated by the product of the strides so far ("skip
-kernels": ZNN, IPDPS'16), so any input that holds a field of view has a result. Within, arrays are channels-last,
-``(batch, z, y, x, channel)``, and convolutions are those of `znni.reference_conv`.
+A graph is computed layer by layer (`znni.reference_layers`). In a chain of a sliding-window network, poolings become
+max-filters of stride 1, and whatever follows is dilated by the product of the strides so far ("skip kernels": ZNN,
+IPDPS'16), so any input that holds a field of view has a result. Within, arrays are channels-last, ``(batch, z, y, x,
+channel)``, and convolutions are those of `znni.reference_conv`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import numpy as np
 
 from znni.errors import FormatError, Unsupported
 from znni.layers import ONES, ZEROS, Activation, Conv, Layer, MaxFilter, Maxout, MaxPool, Softmax, Triple
+from znni.lowering import lower
+from znni.nodes import INPUT
 from znni.reference_conv import choose_tiling, convolve
+from znni.reference_layers import apply
 
 if TYPE_CHECKING:
     from znni.network import Network
@@ -47,7 +51,7 @@ def reference(network: Network, x: np.ndarray, *, threads: int | None = None) ->
     FormatError
         Where `x` holds NaN or infinite values.
     Unsupported
-        Where the network pads, or holds layers that only a lowered network has.
+        Where the network holds layers that only a lowered network has.
 
     Notes
     -----
@@ -55,8 +59,13 @@ def reference(network: Network, x: np.ndarray, *, threads: int | None = None) ->
     `znni.reference_conv.WORKSPACE_BYTES` beyond them.
     """
     network.check_input(x)
+    if not network.sliding:
+        network.check_patch(x.shape[2:])
     if not np.isfinite(x).all():
         raise FormatError("the input of a reference holds NaN or infinite values; replace them first")
+    if not network.chain:
+        with ThreadPoolExecutor(threads or min(8, _cores())) as pool:
+            return _graph(network, x.astype(np.float64), pool)
     x = np.array(np.moveaxis(x, 1, -1), dtype=np.float64, order="C")  # a copy, for filters work in place
     threads = threads or min(8, _cores())
     with ThreadPoolExecutor(threads) as pool:
@@ -66,6 +75,8 @@ def reference(network: Network, x: np.ndarray, *, threads: int | None = None) ->
 
 def reference_flop(network: Network, patch: Triple, batch: int = 1) -> float:
     """Operations, memory traffic counted as such, that the convolutions of a reference need for an input patch."""
+    if not network.chain:
+        return network.flop((batch, network.in_channels, *patch))
     total, channels, size = 0.0, network.in_channels, patch
     for node, jump in _dense(network):
         window, dilation = _window(node.layer, jump)
@@ -144,6 +155,20 @@ def _max_filter(window: Triple, dilation: Triple, x: np.ndarray) -> None:
                 np.maximum(lines[i], lines[i + k * d], out=lines[i])
 
 
+def _graph(network: Network, x: np.ndarray, pool: Executor) -> np.ndarray:
+    """The last node's result, node by node; what no later node reads is let go."""
+    nodes = lower(network.nodes, "filter") if network.sliding else network.nodes
+    last_reader = {name: node for node in nodes for name in node.inputs}
+    values = {INPUT: x}
+    for node in nodes:
+        inputs = tuple(values[name] for name in node.inputs)
+        values[node.name] = apply(node.layer, network.weights.get(node.name, {}), inputs, pool)
+        for name in set(node.inputs):
+            if last_reader[name] is node:
+                del values[name]
+    return values[nodes[-1].name]
+
+
 def _each_slab(function: Callable[[np.ndarray], None], x: np.ndarray, pool: Executor) -> None:
     """`function` on every slab (y, x, channel) of `x`, which it changes."""
     list(pool.map(function, (slab for element in x for slab in element)))
@@ -161,6 +186,8 @@ def _finish(bias: np.ndarray, activation: Activation, x: np.ndarray) -> None:
         np.copyto(x, a * np.expm1(np.minimum(x, 0)), where=x < 0)
     elif name == "tanh":
         np.multiply(a, np.tanh(b * x), out=x)
+    elif name == "clip":
+        np.clip(x, a, b, out=x)
     elif name == "sigmoid":
         e = np.exp(-np.abs(x))
         np.divide(np.where(x < 0, e, 1), 1 + e, out=x)
