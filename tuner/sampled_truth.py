@@ -7,7 +7,11 @@ from itertools import product
 import numpy as np
 
 from znni.layers import (
+    Activate,
     Activation,
+    Add,
+    Affine,
+    Concat,
     Conv,
     ConvMaxPoolFragments,
     Layer,
@@ -15,11 +19,21 @@ from znni.layers import (
     Maxout,
     MaxPool,
     MaxPoolFragments,
+    Multiply,
+    PRelu,
     Recombine,
     Relayout,
     Shape,
+    Softmax,
     Triple,
 )
+from znni.reference_layers import apply
+
+#: What a layer is given: an array or, of layers that join, several.
+Arrays = np.ndarray | tuple[np.ndarray, ...]
+#: Kinds that are computed here, at one point after another.
+_KNOWN = (Conv, MaxPool, MaxFilter, MaxPoolFragments, ConvMaxPoolFragments, Recombine, Relayout, Softmax, Maxout)
+_VOXEL_BY_VOXEL = (Activate, Add, Affine, Concat, Multiply, PRelu)
 
 
 def sample_points(shape: Shape, count: int, seed: int = 0) -> np.ndarray:
@@ -62,13 +76,30 @@ def activated(y: np.ndarray, activation: Activation) -> np.ndarray:
     return 1 / (1 + np.exp(-y))
 
 
-def truth_at(layer: Layer, weights: dict[str, np.ndarray], x: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The layer's result at `points` (batch, z, y, x of its output): float64 (points, channels)."""
+def truth_at(layer: Layer, weights: dict[str, np.ndarray], x: Arrays, points: np.ndarray) -> np.ndarray:
+    """The layer's result at `points` (batch, z, y, x of its output): float64 (points, channels).
+
+    `x` is a tuple of arrays for a layer that joins them. Kinds that are not windows over the input are computed by the
+    reference: those that go voxel by voxel at the points alone, others (norms, resampling) as a whole.
+    """
+    if not isinstance(layer, _KNOWN):
+        return _by_reference(layer, weights, x if isinstance(x, tuple) else (x,), points)
     matrix = None
     if weights:
         matrix = weights["weight"].reshape(len(weights["weight"]), -1).astype(np.float64)
     bias = weights.get("bias")
     return np.stack([_at(layer, matrix, bias, x, int(b), (int(z), int(y), int(v))) for b, z, y, v in points])
+
+
+def _by_reference(
+    layer: Layer, weights: dict[str, np.ndarray], inputs: tuple[np.ndarray, ...], points: np.ndarray
+) -> np.ndarray:
+    if isinstance(layer, _VOXEL_BY_VOXEL):  # each point a batch element of one voxel; a factor of channels has only one
+        seen = (own[points[:, 0], :, *(points[:, 1:] % own.shape[2:]).T] for own in inputs)
+        one_by_one = tuple(own.astype(np.float64)[:, :, None, None, None] for own in seen)
+        return apply(layer, weights, one_by_one)[:, :, 0, 0, 0]
+    whole = apply(layer, weights, tuple(own.astype(np.float64) for own in inputs))
+    return whole[points[:, 0], :, points[:, 1], points[:, 2], points[:, 3]]
 
 
 def _window(x: np.ndarray, batch: int, start: Triple, size: Triple, dilation: Triple = (1, 1, 1)) -> np.ndarray:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tuner.sampled_truth import relative_l2, sample_points, truth_at
-from znni.layers import Conv, ConvMaxPoolFragments, Layer, Shape
+from tuner.sampled_truth import Arrays, relative_l2, sample_points, truth_at
+from znni.layers import Layer, Shape
+from znni.layouts import PLAIN, packed
 
 #: Output voxels, all channels each, on which a layer's result is compared with float64.
 CHECKED_VOXELS = 64
@@ -13,17 +14,23 @@ CHECKED_VOXELS = 64
 _DRAWN = 16_777_213
 
 
-def seeded_layer(layer: Layer, shape: Shape, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """An input of normal values, and weights that keep their deviation; the same for the same seed."""
+def seeded_layer(layer: Layer, shape: Shape, seed: int) -> tuple[Arrays, dict[str, np.ndarray]]:
+    """An input of normal values (of a layer that joins, a tuple of them), and weights that keep their deviation; the same for
+    the same seed."""
     rng = np.random.default_rng(seed)
-    x = _noise(rng, shape)
-    weights = {}
-    if isinstance(layer, Conv | ConvMaxPoolFragments):
-        weights = {
-            name: rng.standard_normal(own, dtype=np.float32) for name, own in layer.weight_shapes(shape[1]).items()
-        }
+    inputs = tuple(_noise(rng, own) for own in layer.input_shapes(shape))
+    shapes = layer.weight_shapes(shape[1]) if hasattr(layer, "weight_shapes") else {}
+    weights = {name: rng.standard_normal(own, dtype=np.float32) for name, own in shapes.items()}
+    if "weight" in weights:
         weights["weight"] *= np.float32(weights["weight"][0].size ** -0.5)
-    return x, weights
+    return inputs if layer.joins else inputs[0], weights
+
+
+def laid_out(x: Arrays, layout: str) -> Arrays:
+    """An input, or each of several, in `layout`; plain, itself."""
+    if layout == PLAIN:
+        return x
+    return tuple(packed(own, layout) for own in x) if isinstance(x, tuple) else packed(x, layout)
 
 
 def _noise(rng: np.random.Generator, shape: Shape) -> np.ndarray:
@@ -38,7 +45,7 @@ def _noise(rng: np.random.Generator, shape: Shape) -> np.ndarray:
     return x
 
 
-def sampled_error(layer: Layer, weights: dict[str, np.ndarray], x: np.ndarray, out: np.ndarray) -> float:
+def sampled_error(layer: Layer, weights: dict[str, np.ndarray], x: Arrays, out: np.ndarray) -> float:
     """Relative L2 error of `out` (batch, channel, z, y, x) against float64, on a sample of its voxels."""
     points = sample_points(out.shape, CHECKED_VOXELS)
     found = out[points[:, 0], :, points[:, 1], points[:, 2], points[:, 3]]

@@ -15,12 +15,12 @@ from tuner.device_layer import load_libraries, the_device
 from tuner.device_tasks import device, device_ceilings, measure_device_layer
 from tuner.plan_device import opened_for
 from tuner.plan_runs import NOISE_VOXELS, PlanRuns
-from tuner.seeded_layer import sampled_error, seeded_layer
+from tuner.seeded_layer import laid_out, sampled_error, seeded_layer
 from znni.arena import aligned_empty
 from znni.ceilings import measure_ceilings
 from znni.errors import RunFailed
 from znni.layers import layer_of
-from znni.layouts import PLAIN, array_shape, layouts_of, packed, unpacked
+from znni.layouts import array_shape, layouts_of, unpacked
 from znni.primitives import get
 from znni.process_memory import peak_resident_bytes, reset_peak, resident_bytes
 from znni.timing import summarise, time_callable
@@ -70,7 +70,7 @@ def measure_layer(payload: dict, on_sample: OnSample) -> dict:
     primitive.refuse(layer, shape)
     x, weights = seeded_layer(layer, shape, payload.get("seed", 0))
     takes, gives = layouts_of(payload["config"])
-    given = x if takes == PLAIN else packed(x, takes)
+    given = laid_out(x, takes)
     out = np.full(array_shape(layer.output_shape(shape), gives), np.nan, np.float32)
 
     _give_back_freed_memory()
