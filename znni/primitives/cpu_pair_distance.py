@@ -47,7 +47,9 @@ class CpuPairDistance(Primitive):
     def cost(self, layer: Layer, shape: Shape, config: Config) -> Cost:
         """Difference, absolute value and sum of each channel; each offset reads the embeddings anew."""
         values, pairs = math.prod(shape), len(layer.offsets)
-        return Cost(flop=3.0 * values * pairs, moved_bytes=4.0 * (values * pairs + math.prod(layer.output_shape(shape))))
+        return Cost(
+            flop=3.0 * values * pairs, moved_bytes=4.0 * (values * pairs + math.prod(layer.output_shape(shape)))
+        )
 
     def prepare(self, layer: Layer, weights: Weights, shape: Shape, config: Config, threads: int) -> Operator:
         """An operator; there are no weights."""
