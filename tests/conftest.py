@@ -113,6 +113,8 @@ def _activated(activation, x):
             return activation.a * np.tanh(activation.b * x)
         case "sigmoid":
             return 1 / (1 + np.exp(-x))
+        case "clip":
+            return np.clip(x, activation.a, activation.b)
     assert activation.name == "linear"
     return x
 
