@@ -1,53 +1,18 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Channels spread over voxels: each row of the result takes turns between as many rows of the input as its factor says."""
 from cython.parallel cimport prange
-from libc.string cimport memcpy
 
 from array_ends cimport read_from, write_to
 
 
-cdef extern from "streaming.h" nogil:
+cdef extern from "depth_to_space.h" nogil:
     int ZN_LANES
     int ZN_STREAM_BYTES
-    ctypedef float zn_vec
-    void zn_stream(float *p, zn_vec v)
+    void zn_spread_lanes(const float *x, float *out, long channel, long real, long block, long n, long factor, long start,
+                         bint stream)
+    void zn_spread(const float *x, float *out, long n, long factor, long start)
+    void zn_spread_pair(const float *a, const float *b, float *out, long n)
     void zn_stream_end()
-    zn_vec zn_load(const float *p)
-
-
-cdef void spread_lanes(const float *x, float *out, long channel, long real, long block_floats, long n, long factor,
-                       long start, bint stream) noexcept nogil:
-    """Every factor-th voxel of a row of `n`, from `start` on, of `real` channels from `channel` on of a batch element."""
-    cdef long i = start, j, q = 0, lane
-    cdef const float *from_
-    x += channel // ZN_LANES * block_floats
-    lane = channel % ZN_LANES
-    while i < n:
-        from_ = x + q * ZN_LANES
-        if lane == 0 and real == ZN_LANES:
-            if stream:
-                zn_stream(out + i * ZN_LANES, zn_load(from_))
-            else:
-                memcpy(out + i * ZN_LANES, from_, ZN_LANES * sizeof(float))
-        else:
-            for j in range(ZN_LANES):
-                if j >= real:
-                    out[i * ZN_LANES + j] = 0
-                elif lane + j < ZN_LANES:
-                    out[i * ZN_LANES + j] = from_[lane + j]
-                else:
-                    out[i * ZN_LANES + j] = from_[block_floats + lane + j - ZN_LANES]
-        q += 1
-        i += factor
-
-
-cdef void spread(const float *x, float *out, long n, long factor, long start) noexcept nogil:
-    """The same of a plain row."""
-    cdef long i = start, q = 0
-    while i < n:
-        out[i] = x[q]
-        q += 1
-        i += factor
 
 
 def depth_to_space(x, out, factor, low, long channels, long threads):
@@ -74,9 +39,13 @@ def depth_to_space(x, out, factor, low, long channels, long threads):
                 row = source + image // blocks * given * nz * ny * nx * lanes
                 row = row + ((z // fz * ny + y // fy) * nx + first) * lanes
                 if blocked:
-                    spread_lanes(row, target + r * ox * lanes, phase * channels + image % blocks * lanes,
-                                 min(lanes, channels - image % blocks * lanes), nz * ny * nx * lanes, ox, fx, start, stream)
-                else:
-                    spread(row + (phase * channels + image % blocks) * nz * ny * nx, target + r * ox, ox, fx, start)
+                    zn_spread_lanes(row, target + r * ox * lanes, phase * channels + image % blocks * lanes,
+                                    min(lanes, channels - image % blocks * lanes), nz * ny * nx * lanes, ox, fx, start, stream)
+                    continue
+                row = row + (phase * channels + image % blocks) * nz * ny * nx
+                if fx == 2 and lx % 2 == 0:
+                    zn_spread_pair(row, row + channels * nz * ny * nx, target + r * ox, ox)
+                    break
+                zn_spread(row, target + r * ox, ox, fx, start)
         if stream:
             zn_stream_end()

@@ -36,7 +36,7 @@ def nearest(layer: Resize, axis: int, taken: int, given: int) -> np.ndarray:
         "floor": lambda: np.floor(at),
         "ceil": lambda: np.ceil(at),
         "round_prefer_floor": lambda: np.ceil(at - half),
-        "round_prefer_ceil": lambda: np.floor(at + half),
+        "round_prefer_ceil": lambda: np.floor(at) + (at - np.floor(at) >= half),  # at + half would itself round
     }[layer.rounding]()
     return np.clip(rounded, 0, taken - 1).astype(np.int32)
 
