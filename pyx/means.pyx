@@ -5,8 +5,10 @@ from cython.parallel cimport prange
 from array_ends cimport read_from, write_to
 
 
-cdef extern from "simd.h" nogil:
+cdef extern from "means.h" nogil:
     int ZN_LANES
+    void zn_reduce_run(const float *x, double *into, long n, long lanes, bint maximum)
+    void zn_add_picked(float *to, const float *from_, long n, long step)
 
 
 cdef enum:
@@ -16,7 +18,7 @@ cdef enum:
 
 cdef void window_row(const float *x, float *out, long plane, long line, long z0, long z1, long y0, long y1, long nx, long ox,
                      long wx, long sx, long px, long lanes, long whole) noexcept nogil:
-    """A row of means over windows, whose voxels along z and y are given; each divided by `whole`, or by its voxels if 0."""
+    """A row of means over windows of a blocked array, whose voxels along z and y are given; each divided by `whole`, or by its voxels if 0."""
     cdef long i, j, z, y, k, first, last
     cdef float[MOST_LANES] total
     cdef float share
@@ -37,6 +39,27 @@ cdef void window_row(const float *x, float *out, long plane, long line, long z0,
             out[i * lanes + j] = total[j] / share
 
 
+cdef void plain_row(const float *x, float *out, long plane, long line, long z0, long z1, long y0, long y1, long nx, long ox,
+                    long wx, long sx, long px, long whole) noexcept nogil:
+    """What `window_row` does, of a plain array: all windows of the row at once, voxel by voxel of theirs."""
+    cdef long i, z, y, k, first, last
+    cdef float share
+    for i in range(ox):
+        out[i] = 0
+    for z in range(z0, z1):
+        for y in range(y0, y1):
+            for k in range(wx):  # windows `first` to `last` have their voxel k on the input
+                first = max(0, (px - k + sx - 1) // sx) if px > k else 0
+                last = min(ox, (nx - 1 + px - k) // sx + 1) if nx + px > k else 0
+                if first < last:
+                    zn_add_picked(out + first, x + z * plane + y * line + first * sx + k - px, last - first, sx)
+    for i in range(ox):
+        share = whole
+        if not whole:
+            share = (z1 - z0) * (y1 - y0) * (min(nx, i * sx - px + wx) - max(0, i * sx - px))
+        out[i] = out[i] / share
+
+
 def avg_pool(x, out, window, stride, padding, bint count_padding, long threads):
     """Means over windows; both arrays plain, or both blocked."""
     cdef const float *source = read_from(x)
@@ -51,40 +74,12 @@ def avg_pool(x, out, window, stride, padding, bint count_padding, long threads):
     for r in prange(rows, nogil=True, num_threads=threads, schedule="static"):
         z = r // oy % oz * sz - pz
         y = r % oy * sy - py
+        if lanes == 1:
+            plain_row(source + r // (oz * oy) * nz * ny * line, target + r * ox, ny * line, line, max(0, z), min(nz, z + wz),
+                      max(0, y), min(ny, y + wy), nx, ox, wx, sx, px, whole)
+            continue
         window_row(source + r // (oz * oy) * nz * ny * line, target + r * ox * lanes, ny * line, line, max(0, z),
                    min(nz, z + wz), max(0, y), min(ny, y + wy), nx, ox, wx, sx, px, lanes, whole)
-
-
-cdef void reduce_run(const float *x, double *into, long voxels, long lanes, bint maximum) noexcept nogil:
-    """The sum in double, or the maximum (NaN where there is one), of a run of voxels, lane by lane."""
-    cdef double[MOST_LANES] total
-    cdef double value
-    cdef long i, j
-    if maximum:
-        for j in range(lanes):
-            total[j] = x[j]
-        for i in range(1, voxels):
-            for j in range(lanes):
-                value = x[i * lanes + j]
-                total[j] = value if value > total[j] or value != value else total[j]
-    elif lanes == 1:  # sums beside each other, which are vectors
-        for j in range(MOST_LANES):
-            total[j] = 0
-        for i in range(voxels // MOST_LANES):
-            for j in range(MOST_LANES):
-                total[j] += x[i * MOST_LANES + j]
-        for i in range(voxels // MOST_LANES * MOST_LANES, voxels):
-            total[0] += x[i]
-        for j in range(1, MOST_LANES):
-            total[0] += total[j]
-    else:
-        for j in range(lanes):
-            total[j] = 0
-        for i in range(voxels):
-            for j in range(lanes):
-                total[j] += x[i * lanes + j]
-    for j in range(lanes):
-        into[j] = total[j]
 
 
 cdef void join_runs(const double *parts, float *out, long runs, long lanes, long voxels, bint maximum) noexcept nogil:
@@ -115,7 +110,7 @@ def global_pool(x, out, unsigned char[::1] workspace, bint maximum, long threads
     cdef long lanes = ZN_LANES if x.ndim == 6 else 1, voxels = x.shape[2] * x.shape[3] * x.shape[4]
     cdef long images = out.shape[0] * out.shape[1], runs = (voxels + RUN - 1) // RUN, job
     for job in prange(images * runs, nogil=True, num_threads=threads, schedule="static"):
-        reduce_run(source + (job // runs * voxels + job % runs * RUN) * lanes, parts + job * lanes,
-                   min(RUN, voxels - job % runs * RUN), lanes, maximum)
+        zn_reduce_run(source + (job // runs * voxels + job % runs * RUN) * lanes, parts + job * lanes,
+                      min(RUN, voxels - job % runs * RUN) * lanes, lanes, maximum)
     for job in prange(images, nogil=True, num_threads=threads, schedule="static"):
         join_runs(parts + job * runs * lanes, target + job * lanes, runs, lanes, voxels, maximum)
