@@ -91,7 +91,7 @@ def coordinate(layer: Resize, axis: int, taken: int, given: int) -> np.ndarray:
     scale, half = np.float32(exact), np.float32(0.5)
     match layer.coordinates:
         case "asymmetric":
-            return i / scale
+            return i / scale if layer.extra[axis] == 0 else i * np.float32(taken) / np.float32(given)
         case "align_corners":
             return i * np.float32(taken - 1) / np.float32(given - 1) if given > 1 else i * 0
         case "pytorch_half_pixel" if given == 1:
@@ -109,7 +109,7 @@ def resize(layer, weights, x):
                 "floor": np.floor,
                 "ceil": np.ceil,
                 "round_prefer_floor": lambda at: np.ceil(at - np.float32(0.5)),
-                "round_prefer_ceil": lambda at: np.floor(at + np.float32(0.5)),
+                "round_prefer_ceil": lambda at: np.floor(at.astype(np.float64) + 0.5),
             }[layer.rounding](at)
             x = np.take(x, np.clip(nearest.astype(int), 0, taken - 1), axis=2 + axis)
         else:

@@ -20,8 +20,8 @@ def coordinates(layer: Resize, axis: int, taken: int, given: int) -> np.ndarray:
     they do in ONNX Runtime, which computes in it."""
     i, half = np.arange(given, dtype=np.float32), np.float32(0.5)
     scale = np.float32(layer.factor[axis] if layer.extra[axis] == 0 else given / taken)
-    if layer.coordinates == "asymmetric":
-        return i / scale
+    if layer.coordinates == "asymmetric":  # by sizes, 2 * 7 / 4 is the tie that 2 / (4 / 7) just misses
+        return i / scale if layer.extra[axis] == 0 else i * np.float32(taken) / np.float32(given)
     if layer.coordinates == "align_corners":
         return i * np.float32(taken - 1) / np.float32(given - 1) if given > 1 else i
     if layer.coordinates == "pytorch_half_pixel" and given == 1:
