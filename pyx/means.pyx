@@ -18,7 +18,10 @@ cdef enum:
 
 cdef void window_row(const float *x, float *out, long plane, long line, long z0, long z1, long y0, long y1, long nx, long ox,
                      long wx, long sx, long px, long lanes, long whole) noexcept nogil:
-    """A row of means over windows of a blocked array, whose voxels along z and y are given; each divided by `whole`, or by its voxels if 0."""
+    """A row of means over windows of a blocked array, whose voxels along z and y are given.
+
+    Sums are divided by `whole`, or by the voxels of their window where that is 0.
+    """
     cdef long i, j, z, y, k, first, last
     cdef float[MOST_LANES] total
     cdef float share
