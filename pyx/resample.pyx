@@ -13,15 +13,22 @@ cdef extern from "simd.h" nogil:
     int ZN_LANES
 
 
-cdef void gather_row(const float *x, float *out, const int *at, long n, long lanes, float fill, long real) noexcept nogil:
-    """Voxels of a row, `fill` where there is none (x is NULL, or `at` negative); lanes from `real` on become 0."""
+cdef void gather_row(const float *x, float *out, const int *at, long n, long lanes, float fill, long real,
+                     long lane, long block) noexcept nogil:
+    """Voxels of a row, `fill` where there is none (x is NULL, or `at` negative); lanes from `real` on become 0.
+
+    Blocked ones start at `lane` of their block; the rest is in the next one, `block` floats on.
+    """
     cdef long i, j
     if lanes == 1:
         for i in range(n):
             out[i] = x[at[i]] if x and at[i] >= 0 else fill
         return
     for i in range(n):
-        if x and at[i] >= 0:
+        if x != NULL and at[i] >= 0 and lane != 0:
+            for j in range(real):
+                out[i * lanes + j] = x[at[i] * lanes + lane + j + (block - lanes if lane + j >= lanes else 0)]
+        elif x and at[i] >= 0:
             memcpy(out + i * lanes, x + at[i] * lanes, lanes * sizeof(float))
         else:
             for j in range(lanes):
@@ -33,7 +40,7 @@ cdef void gather_row(const float *x, float *out, const int *at, long n, long lan
 def gather(x, out, const int[::1] zs, const int[::1] ys, const int[::1] xs, long channels, long skip, float fill, long threads):
     """out[b, c, z, y, x] = x[b, skip + c, zs[z], ys[y], xs[x]], or `fill` where an index is negative.
 
-    Both arrays plain, or both blocked; `channels` are those of the result, `skip` whole blocks where they are blocked.
+    Both arrays plain, or both blocked; `channels` are those of the result, which is fastest where `skip` fills blocks.
     """
     cdef const float *source = read_from(x)
     cdef float *target = write_to(out)
@@ -41,6 +48,7 @@ def gather(x, out, const int[::1] zs, const int[::1] ys, const int[::1] xs, long
     cdef long ny = x.shape[3], nx = x.shape[4], nz = x.shape[2], oz = zs.shape[0], oy = ys.shape[0], ox = xs.shape[0]
     cdef long rows = out.shape[0] * blocks * oz * oy, r, image, z, y
     cdef const float *row
+    cdef long lane = skip % lanes, block = nz * ny * nx * lanes
     skip = skip // lanes
     for r in prange(rows, nogil=True, num_threads=threads, schedule="static"):
         image = r // (oz * oy)
@@ -49,7 +57,8 @@ def gather(x, out, const int[::1] zs, const int[::1] ys, const int[::1] xs, long
         row = NULL
         if z >= 0 and y >= 0:
             row = source + (((image // blocks * given + skip + image % blocks) * nz + z) * ny + y) * nx * lanes
-        gather_row(row, target + r * ox * lanes, &xs[0], ox, lanes, fill, min(lanes, channels - image % blocks * lanes))
+        gather_row(row, target + r * ox * lanes, &xs[0], ox, lanes, fill,
+                   min(lanes, channels - image % blocks * lanes), lane, block)
 
 
 cdef void linear_row(const float *a, const float *b, const float *c, const float *d, float pz, float py, float *mixed,

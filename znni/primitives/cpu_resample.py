@@ -136,10 +136,9 @@ class CpuPad(Gather):
 
 
 class CpuSlice(Gather):
-    """Slices of voxels and channels of plain arrays."""
+    """Slices of voxels and channels; blocked, those are fastest whose channels start a block."""
 
     name, kind = "cpu.slice", "slice"
-    layouts = ((PLAIN, PLAIN),)
 
     def tables(self, layer: Layer, shape: Shape) -> tuple[np.ndarray, ...]:
         """The voxels that are left."""
