@@ -15,8 +15,8 @@ from znni.formats.znn_text import read_znn
 from znni.formats.znni_text import read_znni
 from znni.initialise import seeded_weights
 from znni.network import Network
-from znni.nodes import chain
 from znni.zoo import networks
+from znni.zoo.residual_unet import bilinear_weights, is_bilinear
 
 READERS: dict[str, Callable[[str], Description]] = {
     ".znni": read_znni,
@@ -71,12 +71,17 @@ def load(
 
 def _from_zoo(name: str, weights: str | os.PathLike | Mapping | None, seed: int | None, width: int | None) -> Network:
     published = networks()[name].narrowed(width)
-    nodes, channels = chain(published.layers), published.in_channels
+    nodes, channels = published.nodes, published.in_channels
+    kept = {"width": width, "sliding": published.sliding, "patch": published.patch}
     if weights is not None:
         own = read_weights(weights, nodes)
-        return Network(name, nodes, channels, own, width=width, weights_source=_path_of(weights))
+        return Network(name, nodes, channels, own, weights_source=_path_of(weights), **kept)
     seed = 0 if seed is None else seed
-    return Network(name, nodes, channels, seeded_weights(nodes, channels, seed), seed=seed, width=width)
+    made = seeded_weights(nodes, channels, seed)
+    for node in nodes:  # upstream's are given, not trained
+        if is_bilinear(node.layer):
+            made[node.name] = bilinear_weights(node.layer)
+    return Network(name, nodes, channels, made, seed=seed, **kept)
 
 
 def _from_file(

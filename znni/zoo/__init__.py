@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from functools import cache
 
-from znni.zoo import recursive, znn_benchmarks, znni_benchmarks
+from znni.zoo import recursive, residual_unet, znn_benchmarks, znni_benchmarks
+from znni.zoo.graph import PublishedGraph
 from znni.zoo.published import Published
 
-_FAMILIES = (znni_benchmarks, znn_benchmarks, recursive)
+_FAMILIES = (znni_benchmarks, znn_benchmarks, recursive, residual_unet)
 
 
 @cache
-def _registry() -> dict[str, Published]:
+def _registry() -> dict[str, Published | PublishedGraph]:
     return {published.name: published for family in _FAMILIES for published in family.networks()}
 
 
-def networks() -> dict[str, Published]:
+def networks() -> dict[str, Published | PublishedGraph]:
     """Every network of the zoo by name, with its field of view, parameters and source."""
     return dict(_registry())

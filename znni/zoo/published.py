@@ -9,6 +9,7 @@ from functools import cached_property
 from znni.errors import InvalidShape
 from znni.geometry import field_of_view
 from znni.layers import Activation, Conv, Layer, MaxPool, Triple, triple
+from znni.nodes import Node, chain
 
 
 def conv(kernel: int | Triple, out_channels: int, activation: str | None = "relu") -> Conv:
@@ -53,6 +54,16 @@ class Published:
     source: str
     status: str = "EXACT"
     in_channels: int = 1
+
+    #: Poolings are meant densely.
+    sliding = True
+    #: No patch is usual: the larger the better.
+    patch = None
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The layers as nodes of a chain."""
+        return chain(self.layers)
 
     @cached_property
     def field_of_view(self) -> Triple:
