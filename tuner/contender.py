@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tuner.sampled_truth import relative_l2, truth_at, written_points
-from tuner.seeded_layer import CHECKED_VOXELS, seeded_layer
+from tuner.seeded_layer import CHECKED_VOXELS, laid_out, seeded_layer
 from znni.arena import aligned_empty
 from znni.errors import RunFailed, ZnniError
 from znni.layers import Layer, Shape, describe, layer_of
-from znni.layouts import PLAIN, array_shape, layouts_of, packed
+from znni.layouts import PLAIN, array_shape, layouts_of
 from znni.process_memory import peak_resident_bytes, reset_peak, resident_bytes
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class _Contender:
 def _inputs(layer: Layer, shape: Shape, layout: str) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
     """The seeded input, the weights, and the input in that layout; kept, since configs are tried one after another."""
     x, weights = seeded_layer(layer, shape, _SEED)
-    return x, weights, x if layout == PLAIN else packed(x, layout)
+    return x, weights, laid_out(x, layout)
 
 
 def _prepare_layer(spec: dict) -> _Contender:

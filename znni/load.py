@@ -9,6 +9,7 @@ from pathlib import Path
 
 from znni.errors import FormatError, ZnniError
 from znni.formats.description import Description
+from znni.formats.onnx_reader import read_onnx
 from znni.formats.weight_files import read_weights
 from znni.formats.znn_hdf5 import read_znn_hdf5
 from znni.formats.znn_text import read_znn
@@ -23,6 +24,7 @@ READERS: dict[str, Callable[[str], Description]] = {
     ".znn": read_znn,
     ".h5": read_znn_hdf5,
     ".hdf5": read_znn_hdf5,
+    ".onnx": read_onnx,
 }
 
 
@@ -37,7 +39,7 @@ def load(
     Parameters
     ----------
     name_or_path : str or path
-        A name of `znni.zoo.networks`, or a ``.znni``, ``.znn`` or ZNN HDF5 (``.h5``) file.
+        A name of `znni.zoo.networks`, or an ``.onnx``, ``.znni``, ``.znn`` or ZNN HDF5 (``.h5``) file.
     weights : path of an NPZ or HDF5 file, or mapping of node name to {"weight", "bias"}, optional
         For networks that come without; float32, cross-correlation. Default: made from `seed` (`znni.initialise`).
     seed : int
@@ -91,7 +93,8 @@ def _from_file(
     if description.weights is not None:
         if weights is not None:
             raise FormatError(f"{path} holds its own weights; load it without others")
-        return Network(name, nodes, channels, description.weights, source=source)
+        kept = {"sliding": description.sliding, "patch": description.patch, "fixed": description.fixed}
+        return Network(name, nodes, channels, description.weights, source=source, **kept)
     if weights is not None:
         own = read_weights(weights, nodes)
         return Network(name, nodes, channels, own, source=source, weights_source=_path_of(weights))
@@ -110,8 +113,6 @@ def _path_of(weights: str | os.PathLike | Mapping) -> str | None:
 
 
 def _unknown(text: str, suffix: str) -> str:
-    if suffix == ".onnx":
-        return f"cannot read {text}: ONNX files are not supported in this version; supported are {', '.join(READERS)}"
     if suffix or os.sep in text:
         return f"cannot read {text}: expected a name of the zoo or a file that ends in {', '.join(READERS)}"
     near = difflib.get_close_matches(text, networks(), n=3)

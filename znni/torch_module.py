@@ -131,7 +131,7 @@ def _with_weights(layer: Layer, weights: dict[str, np.ndarray], in_channels: int
     import torch
 
     def each(array: np.ndarray) -> np.ndarray:
-        return array[:, None, None, None]
+        return array[None, :, None, None, None]  # memory formats want all of one rank
 
     match layer:
         case Conv() | GroupedConv():

@@ -17,11 +17,10 @@ from znni.errors import FormatError
 from znni.formats.description import Weights
 from znni.formats.hdf5 import is_dataset, opened
 from znni.formats.znn_hdf5 import holds_network, read_znn_hdf5
-from znni.layers import Conv
 from znni.nodes import Node
 
 _HDF5 = (".h5", ".hdf5")
-_KEYS = ("weight", "bias")
+_KEYS = ("weight", "bias", "scale", "slope")
 
 
 def read_weights(source: str | os.PathLike | Mapping, nodes: Sequence[Node]) -> Weights:
@@ -42,7 +41,7 @@ def read_weights(source: str | os.PathLike | Mapping, nodes: Sequence[Node]) -> 
     FormatError
         Naming the file and the array.
     """
-    known = [node.name for node in nodes if isinstance(node.layer, Conv)]
+    known = [node.name for node in nodes if hasattr(node.layer, "weight_shapes")]
     if isinstance(source, Mapping):
         return _checked("the weights given", source, known)
     path = Path(source)
@@ -78,7 +77,7 @@ def _nested(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str,
     for key, array in arrays.items():
         node, slash, part = key.rpartition("/")
         if not slash or part not in _KEYS:
-            raise FormatError(f"{path}: arrays must be named node/weight or node/bias, got {key!r}")
+            raise FormatError(f"{path}: arrays must be named node/weight or node/bias (or scale, slope), got {key!r}")
         nested.setdefault(node, {})[part] = array
     return nested
 
@@ -87,9 +86,9 @@ def _checked(what: str, weights: Mapping[str, Mapping[str, np.ndarray]], known: 
     checked = {}
     for node, own in weights.items():
         if node not in known:
-            raise FormatError(f"{what}: the network has no convolution {node!r}; it has {', '.join(known)}")
+            raise FormatError(f"{what}: the network has no layer {node!r} with weights; it has {', '.join(known)}")
         if not isinstance(own, Mapping) or not set(own) <= set(_KEYS):
-            raise FormatError(f"{what}: layer {node} must be a mapping of 'weight' and 'bias' to arrays")
+            raise FormatError(f"{what}: layer {node} must be a mapping of 'weight' and 'bias' (or scale, slope) to arrays")
         checked[node] = {key: _float32(array, f"{what}: {key} of layer {node}") for key, array in own.items()}
     return checked
 
