@@ -32,9 +32,9 @@ export(json.loads(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3])
 def export(source: dict, shape: list[int], path: str) -> None:
     """Write the network that a plan names as ONNX, for inputs of `shape`."""
     import torch
-    from znni.torch_module import to_torch
 
     from znni.load import load
+    from znni.torch_module import to_torch
 
     network = load(source["source"], source.get("weights"), source.get("seed"), source.get("width"))
     with torch.no_grad():
@@ -75,6 +75,7 @@ def _export_apart(source: dict, shape: Shape, path: Path) -> None:
 
 def _torch(peer: str, network: Network, x: np.ndarray, threads: int) -> PreparedPeer:
     import torch
+
     from znni.torch_module import to_torch
 
     torch.set_num_threads(threads)

@@ -44,7 +44,7 @@ def test_hdf5(tmp_path):
 @pytest.mark.parametrize(
     ("weights", "says"),
     [
-        ({"9_conv": {}}, "the network has no convolution '9_conv'; it has 1_conv, 3_conv"),
+        ({"9_conv": {}}, "the network has no layer '9_conv' with weights; it has 1_conv, 3_conv"),
         ({"1_conv": np.zeros(3)}, "layer 1_conv must be a mapping of 'weight' and 'bias'"),
         ({"1_conv": {"kernel": np.zeros(3)}}, "layer 1_conv must be a mapping of 'weight' and 'bias'"),
         ({"1_conv": {"weight": np.array(["a"])}}, "weight of layer 1_conv must hold real numbers, got <U1"),
