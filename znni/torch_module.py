@@ -163,12 +163,18 @@ def _with_weights(layer: Layer, weights: dict[str, np.ndarray], in_channels: int
         case Norm():
             own = {"w": weights["scale"], "b": weights["bias"]}
             if layer.over == "batch":
-                return _lambda(
-                    lambda x, w, b: torch.batch_norm(x, w, b, None, None, True, 0.0, layer.epsilon, False), **own
-                )
+                return _lambda(partial(_batch_norm, layer.epsilon), **own)
             groups = in_channels if layer.over == "instance" else layer.groups
             return _lambda(lambda x, w, b: torch.nn.functional.group_norm(x, groups, w, b, layer.epsilon), **own)
     return None
+
+
+def _batch_norm(epsilon: float, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    if torch.onnx.is_in_onnx_export() and len(x) == 1:  # ONNX has no batch norm with statistics of the batch alone
+        return torch.nn.functional.instance_norm(x, None, None, w, b, True, 0.0, epsilon)
+    return torch.batch_norm(x, w, b, None, None, True, 0.0, epsilon, False)
 
 
 def _sliced(layer: Slice, x: torch.Tensor) -> torch.Tensor:

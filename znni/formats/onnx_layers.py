@@ -41,15 +41,18 @@ from znni.layers import (
 @dataclass(frozen=True)
 class Tensor:
     """What a node gives, for the size of the input that is read for; `rank` is that of ONNX's tensor: 4 where it is flat, 2
-    where only channels are left."""
+    where only channels are left. Where `groups` is not 0, ONNX has it as (batch, groups, rest)."""
 
     name: str
     shape: Shape
     rank: int
+    groups: int = 0
 
     @property
     def onnx_shape(self) -> tuple[int, ...]:
         """The shape that ONNX has."""
+        if self.groups:
+            return (self.shape[0], self.groups, math.prod(self.shape[1:]) // self.groups)
         if self.rank == 2:
             return self.shape[:2]
         return (*self.shape[:2], *self.shape[5 - self.rank + 2 :])
@@ -65,10 +68,13 @@ class Operation:
     flat: bool
     opset: int
     rank: int = 5
+    groups: int = 0
 
     def __post_init__(self):
         first = next(i for i in self.inputs if isinstance(i, Tensor))
-        self.rank = first.rank
+        self.rank, self.groups = first.rank, first.groups
+        if first.groups and self.kind not in ("InstanceNormalization", "Reshape"):
+            raise FormatError(f"of a tensor reshaped to {first.onnx_shape} it is not supported")
 
     @property
     def x(self) -> Tensor:
@@ -244,6 +250,11 @@ def _batch_norm(op: Operation) -> list[Step]:
 
 
 def _instance_norm(op: Operation) -> list[Step]:
+    groups = op.x.groups
+    if groups:  # PyTorch's group norm
+        each = op.x.shape[1] // groups
+        own = {"scale": np.repeat(op.constant(1), each), "bias": np.repeat(op.constant(2), each)}
+        return _one(Norm("group", groups, float(op.attributes.get("epsilon", 1e-5))), op.x, own)
     own = {"scale": op.constant(1), "bias": op.constant(2)}
     return _one(Norm("instance", epsilon=float(op.attributes.get("epsilon", 1e-5))), op.x, own)
 
@@ -473,6 +484,12 @@ def _reshaped(op: Operation) -> Tensor:
             wanted = tuple(wanted)
     if wanted == x.onnx_shape:
         return x
+    if x.groups and wanted in (x.shape, (*x.shape[:2], *x.shape[3:])):
+        return Tensor(x.name, x.shape, len(wanted))
+    if len(wanted or ()) == 3 and x.rank > 2 and not x.groups:
+        grouped = Tensor(x.name, x.shape, x.rank, wanted[1])
+        if wanted[1] and x.shape[1] % wanted[1] == 0 and wanted == grouped.onnx_shape:
+            return grouped
     ones = x.shape[2:] == ONES
     if ones and wanted is not None and wanted[:2] == x.shape[:2] and len(wanted) in (2, 4, 5) and set(wanted[2:]) <= {1}:
         return Tensor(x.name, x.shape, len(wanted))

@@ -206,7 +206,7 @@ class _Graph:
             taken.add(name)
             if own:
                 weights[name] = {key: _float32(array, key) for key, array in own.items()}
-            tensor = Tensor(name, shape, operation.rank)
+            tensor = Tensor(name, shape, operation.rank, operation.groups)
         return tensor
 
 
