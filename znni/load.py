@@ -74,7 +74,7 @@ def load(
 def _from_zoo(name: str, weights: str | os.PathLike | Mapping | None, seed: int | None, width: int | None) -> Network:
     published = networks()[name].narrowed(width)
     nodes, channels = published.nodes, published.in_channels
-    kept = {"width": width, "sliding": published.sliding, "patch": published.patch}
+    kept = {"width": width, "sliding": published.sliding, "patch": published.patch, "fixed": published.fixed}
     if weights is not None:
         own = read_weights(weights, nodes)
         return Network(name, nodes, channels, own, weights_source=_path_of(weights), **kept)

@@ -81,13 +81,18 @@ def _fragments(nodes: Sequence[Node]) -> tuple[Node, ...]:
 
 def _filters(nodes: Sequence[Node]) -> tuple[Node, ...]:
     lowered: list[Node] = []
-    dilations: dict[str, Triple] = {INPUT: ONES}
+    dilations: dict[str, Triple | None] = {INPUT: ONES}
     for node in nodes:
         layer = node.layer
         dilation = dilations[node.inputs[0]]
         if any(dilations[name] != dilation for name in node.inputs):
-            raise InvalidShape(f"{node.name} joins branches of different strides, whose voxels do not go together")
+            dilation = None  # at every voxel there is a result, but what is next to it differs
         dilations[node.name] = dilation
+        if dilation is None:
+            if any(getattr(layer, name, ONES) != ONES for name in ("kernel", "window")) or isinstance(layer, (Slice, Pad)):
+                raise InvalidShape(f"{node.name} reads more than one voxel of branches whose strides differ")
+            lowered.append(node)
+            continue
         if isinstance(layer, MaxPool):
             node = replace(node, layer=MaxFilter(layer.window, dilation))
             dilations[node.name] = _times(dilation, layer.stride)

@@ -84,6 +84,8 @@ def _module(layer: Layer, weights: dict[str, np.ndarray], in_channels: int) -> t
     if activation == LINEAR:
         return function
     after = _activation(activation)
+    if isinstance(layer, Activate) and hasattr(after, "inplace"):
+        after.inplace = False  # others may read its input
     return _then(function, after) if layer.joins else torch.nn.Sequential(function, after)
 
 

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from functools import cache
 
-from znni.zoo import flood_filling, recursive, residual_unet, znn_benchmarks, znni_benchmarks
+from znni.zoo import (
+    flood_filling,
+    pointnet,
+    recursive,
+    recursive_graphs,
+    residual_unet,
+    znn_benchmarks,
+    znni_benchmarks,
+)
 from znni.zoo.graph import PublishedGraph
 from znni.zoo.published import Published
 
-_FAMILIES = (znni_benchmarks, znn_benchmarks, recursive, residual_unet, flood_filling)
+_FAMILIES = (
+    znni_benchmarks,
+    znn_benchmarks,
+    recursive,
+    recursive_graphs,
+    residual_unet,
+    flood_filling,
+    pointnet,
+)
 
 
 @cache

@@ -125,6 +125,8 @@ class PublishedGraph:
         The input patch of the paper, or of the released code.
     sliding : bool
         Whether it is a sliding-window network.
+    fixed : bool
+        Whether it takes no patch but that one.
     """
 
     name: str
@@ -137,6 +139,7 @@ class PublishedGraph:
     sliding: bool = False
     norms: str = FOLDED
     narrowed_to: int | None = None
+    fixed: bool = False
 
     def _narrow(self, channels: int) -> int:
         if self.narrowed_to is None:

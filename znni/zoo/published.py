@@ -59,6 +59,7 @@ class Published:
     sliding = True
     #: No patch is usual: the larger the better.
     patch = None
+    fixed = False
 
     @property
     def nodes(self) -> tuple[Node, ...]:
