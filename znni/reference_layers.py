@@ -233,7 +233,7 @@ def _coordinates(layer: Resize, axis: int, n: int, m: int) -> np.ndarray:
     scale = np.float32(m / n if layer.extra[axis] else layer.factor[axis])
     at = np.arange(m, dtype=np.float32)
     if layer.coordinates == "asymmetric":
-        return (at / scale).astype(np.float64)
+        return (at * np.float32(n) / np.float32(m) if layer.extra[axis] else at / scale).astype(np.float64)
     if layer.coordinates == "align_corners":
         return (at * np.float32(n - 1) / np.float32(m - 1) if m > 1 else at * 0).astype(np.float64)
     if layer.coordinates == "pytorch_half_pixel" and m == 1:
