@@ -73,4 +73,4 @@ def test_without_strides_there_is_nothing_to_recombine():
 
 def test_unknown_form_is_refused():
     with pytest.raises(InvalidShape, match="fragments, filter"):
-        lower(chain([MaxPool((2, 2, 2), (2, 2, 2))]), "strided")
+        lower(chain([MaxPool((2, 2, 2), (2, 2, 2))]), "dense")
