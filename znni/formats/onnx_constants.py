@@ -10,7 +10,7 @@ Attributes = Mapping[str, object]
 
 
 def _slice(attributes: Attributes, data: np.ndarray, *given: np.ndarray) -> np.ndarray:
-    if given:
+    if "starts" not in attributes:
         starts, ends, axes, steps = (*given, *(None,) * (4 - len(given)))
     else:
         starts, ends, axes, steps = attributes["starts"], attributes["ends"], attributes.get("axes"), None
@@ -23,7 +23,7 @@ def _slice(attributes: Attributes, data: np.ndarray, *given: np.ndarray) -> np.n
 
 
 def _axes(attributes: Attributes, given: Sequence[np.ndarray]) -> tuple[int, ...]:
-    axes = given[0] if given else attributes["axes"]
+    axes = given[0] if given and given[0] is not None else attributes["axes"]
     return tuple(int(a) for a in axes)
 
 
@@ -44,13 +44,30 @@ def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a / b
 
 
+def _squeeze(attributes: Attributes, data: np.ndarray, *axes: np.ndarray | None) -> np.ndarray:
+    some = any(a is not None for a in axes) or "axes" in attributes
+    return np.squeeze(data, _axes(attributes, axes) if some else None)
+
+
+def _reduce_prod(attributes: Attributes, data: np.ndarray, *axes: np.ndarray | None) -> np.ndarray:
+    every = not any(a is not None and len(a) for a in axes) and "axes" not in attributes
+    if every and attributes.get("noop_with_empty_axes"):
+        return data
+    return np.prod(data, None if every else _axes(attributes, axes), keepdims=bool(attributes.get("keepdims", 1)))
+
+
+def _full(shape: Sequence[int], value: np.generic) -> np.ndarray:
+    """A view of one value, so that impossible sizes take no memory."""
+    return np.broadcast_to(value, tuple(int(n) for n in shape))
+
+
 #: Operators that are computed on constants, of (attributes, arrays).
 FOLDED: dict[str, Callable[..., np.ndarray]] = {
     "Add": lambda _, a, b: a + b,
     "Cast": _cast,
     "Ceil": lambda _, a: np.ceil(a),
     "Concat": lambda at, *xs: np.concatenate([np.atleast_1d(x) for x in xs], at["axis"]),
-    "ConstantOfShape": lambda at, shape: np.full(tuple(int(n) for n in shape), at.get("value", np.zeros(1, "f"))[0]),
+    "ConstantOfShape": lambda at, shape: _full(shape, at.get("value", np.zeros(1, "f"))[0]),
     "Div": lambda _, a, b: _divide(a, b),
     "Equal": lambda _, a, b: a == b,
     "Expand": lambda _, a, shape: np.broadcast_to(a, np.broadcast_shapes(a.shape, tuple(int(n) for n in shape))),
@@ -60,17 +77,17 @@ FOLDED: dict[str, Callable[..., np.ndarray]] = {
     "Identity": lambda _, a: a,
     "Max": lambda _, *xs: np.maximum.reduce(xs),
     "Min": lambda _, *xs: np.minimum.reduce(xs),
-    "Mod": lambda _, a, b: np.mod(a, b),
+    "Mod": lambda at, a, b: (np.fmod if at.get("fmod") else np.mod)(a, b),
     "Mul": lambda _, a, b: a * b,
     "Neg": lambda _, a: -a,
     "Pow": lambda _, a, b: a**b,
     "Range": lambda _, a, b, c: np.arange(a, b, c),
     "Reciprocal": lambda _, a: 1 / a,
-    "ReduceProd": lambda at, a, *axes: np.prod(a, keepdims=bool(at.get("keepdims", 1))),
+    "ReduceProd": _reduce_prod,
     "Reshape": _reshape,
     "Slice": _slice,
     "Sqrt": lambda _, a: np.sqrt(a),
-    "Squeeze": lambda at, a, *axes: np.squeeze(a, _axes(at, axes) if axes or "axes" in at else None),
+    "Squeeze": _squeeze,
     "Sub": lambda _, a, b: a - b,
     "Transpose": lambda at, a: np.transpose(a, at.get("perm")),
     "Unsqueeze": lambda at, a, *axes: np.expand_dims(a, _axes(at, axes)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -95,7 +96,7 @@ class Operation:
         given = self.attributes.get(name)
         if given is None:
             return (default,) * 3 if self.rank == 5 else (1 if default else 0, default, default)
-        return self.padded(given, 1)
+        return self.padded(given, min(default, 1))
 
     def padded(self, given: Sequence[int], neutral: int) -> Triple:
         """Numbers of the spatial axes as a triple."""
@@ -121,6 +122,8 @@ class Operation:
         if pads is None:
             return ZEROS, ZEROS
         half = len(pads) // 2
+        if min(pads, default=0) < 0:
+            raise FormatError(f"negative pads {list(pads)} are not supported")
         return self.padded(pads[:half], 0), self.padded(pads[half:], 0)
 
 
@@ -291,10 +294,7 @@ def _per_channel(array: np.ndarray, x: Tensor) -> np.ndarray:
 
 
 def _prelu(op: Operation) -> list[Step]:
-    slope = np.asarray(op.constant(1))
-    if slope.ndim > 1 or slope.size > 1:
-        slope = slope.reshape(slope.shape[0] if slope.ndim and slope.shape[0] == op.x.shape[1] else -1)
-    return _one(PRelu(), op.x, {"slope": np.broadcast_to(slope.reshape(-1), (op.x.shape[1],))})
+    return _one(PRelu(), op.x, {"slope": _per_channel(np.asarray(op.constant(1)), op.x)})
 
 
 def _arithmetic(op: Operation) -> list[Step]:
@@ -317,7 +317,33 @@ def _arithmetic(op: Operation) -> list[Step]:
     return _one(Affine(), x, {"scale": scale, "bias": bias})
 
 
+def _layer_norm(op: Operation) -> list[Step]:
+    """Over all channels and voxels; its scale and bias must be the same for all voxels of a channel."""
+    if int(op.attributes.get("axis", -1)) % op.rank != 1:
+        raise FormatError("only the norm over channels and voxels together (axis 1) is supported")
+    shape, own = op.x.onnx_shape[1:], {}
+    for key, number, default in (("scale", 1, np.ones(1)), ("bias", 2, np.zeros(1))):
+        values = np.broadcast_to(op.constant(number, default), shape).reshape(shape[0], -1)
+        if (values != values[:, :1]).any():
+            raise FormatError(f"its {key} is not the same for all voxels of a channel, which is not supported")
+        own[key] = values[:, 0]
+    return _one(Norm("group", 1, float(op.attributes.get("epsilon", 1e-5))), op.x, own)
+
+
+def _spread(a: Tensor, b: Tensor) -> list[Step] | None:
+    """`b` of one channel repeated to the channels of `a`, where they else go together."""
+    if b.shape[1] != 1 or a.shape[1] == 1 or a.shape[2:] != b.shape[2:] or a.rank != b.rank:
+        return None
+    own = {"weight": np.ones((a.shape[1], 1, 1, 1, 1)), "bias": np.zeros(a.shape[1])}
+    return _one(Conv(a.shape[1], ONES), b, own)
+
+
 def _of_tensors(kind: str, a: Tensor, b: Tensor) -> list[Step]:
+    if kind in ("Add", "Mul"):
+        for one, other in ((a, b), (b, a)):
+            steps = _spread(one, other)
+            if steps:  # an attention gate
+                return [*steps, (Multiply() if kind == "Mul" else Add(), None, (one, None))]
     if kind == "Mul":
         if a.shape == b.shape:
             return [(Multiply(), None, (a, b))]
@@ -397,6 +423,12 @@ def _pad(op: Operation) -> list[Step]:
     return _one(Pad(low, high, mode, number), op.x)
 
 
+def _as_written(scale: float) -> float:
+    """The fraction that a scale was before it became a float32: 10 voxels times 0.7 are 7."""
+    near = float(Fraction(scale).limit_denominator(1000))
+    return near if np.float32(near) == np.float32(scale) else scale
+
+
 def _resize(op: Operation) -> list[Step]:
     upsample = op.kind == "Upsample"
     scales = op.attributes.get("scales") if upsample and "scales" in op.attributes else None
@@ -415,6 +447,8 @@ def _resize(op: Operation) -> list[Step]:
     rounding = "floor" if old else op.attributes.get("nearest_mode", "round_prefer_floor")
     if sizes is not None and len(sizes):
         given, extra = [], []
+        if tuple(sizes[:2]) != op.x.onnx_shape[:2]:
+            raise FormatError("resizing batch or channels is not supported")
         for n, m in zip(op.x.shape[2:], op.padded([int(s) for s in sizes[2:]], op.x.shape[2]), strict=True):
             factor = m / n if m % n == 0 or n % m == 0 else float(round(m / n) or 1)
             given.append(factor)
@@ -425,7 +459,7 @@ def _resize(op: Operation) -> list[Step]:
             raise FormatError("neither scales nor sizes are constant")
         if any(float(s) != 1 for s in scales[:2]):
             raise FormatError("resizing batch or channels is not supported")
-        each = [float(s) for s in scales[2:]]
+        each = [_as_written(float(s)) for s in scales[2:]]
         factor, more = tuple(each if op.rank == 5 else (1.0, *each)), ZEROS
     return _one(Resize(factor, mode, coordinates, rounding, more), op.x)
 
@@ -530,6 +564,7 @@ OPERATORS: dict[str, Callable[[Operation], list[Step] | Tensor]] = {
     "GroupNormalization": _group_norm,
     "Identity": _as_it_is,
     "InstanceNormalization": _instance_norm,
+    "LayerNormalization": _layer_norm,
     "LeakyRelu": _activation("leaky_relu", alpha=0.01),
     "MatMul": _gemm,
     "MaxPool": _max_pool,

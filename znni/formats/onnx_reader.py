@@ -1,7 +1,8 @@
 """Networks from ONNX files: opened, checked, walked node by node, and folded.
 
 Nodes are read for one size of the input. Where spatial axes are free they are read for a second size as well, and what
-depends on the size (a crop to match, say) must come out the same.
+depends on the size (a crop to match, say) must come out the same; at sizes nearby, the nodes must either fit no more or be
+what the file says there as well.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from znni.formats.description import Description
 from znni.formats.onnx_constants import FOLDED
 from znni.formats.onnx_layers import OPERATORS, Operation, Tensor
 from znni.layers import by_x
+from znni.network import shapes_through
 from znni.nodes import INPUT, Node
 
 if TYPE_CHECKING:
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 
 #: Sizes that are tried along free axes; strides must divide one of them.
 _SIZES = (32, 48, 64, 33, 65, 128, 160, 256, 129, 97, 200, 320)
+#: Voxels more than a size that fits at which nodes are read again: paddings and sizes that go by remainders show there.
+_NEARBY = (1, 2, 3, 5, 8, 16)
+#: What a malformed operator can raise.
+_MALFORMED = (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError, OverflowError, MemoryError)
 
 
 def read_onnx(path: str) -> Description:
@@ -39,7 +45,10 @@ def read_onnx(path: str) -> Description:
     graph = _Graph(path, model)
     if graph.fixed:
         size = tuple(graph.size)
-        nodes, weights = graph.walk(size)
+        try:
+            nodes, weights = graph.walk(size)
+        except InvalidShape as error:
+            raise FormatError(f"{path} does not fit its own input size {by_x(size)}: {error}") from error
     else:
         size, nodes, weights = _at_two_sizes(graph)
     nodes, weights = fold(nodes, weights)
@@ -85,18 +94,51 @@ def _at_two_sizes(graph: _Graph) -> tuple[tuple[int, int, int], list[Node], dict
         except InvalidShape as error:
             failure = failure or error
             continue
-        if read and [(n.layer, n.inputs) for n in nodes] != [(n.layer, n.inputs) for n in read[0][1]]:
-            other = next((a for a, b in zip(read[0][1], nodes, strict=False) if a != b), nodes[-1])
-            raise FormatError(
-                f"{graph.path}: {other.name} is another layer for inputs of {by_x(read[0][0])} and of {by_x(size)} voxels; "
-                "export the model with the size that you want"
-            )
+        if read:
+            _check_same(graph.path, read[0], (size, nodes, weights))
         read.append((size, nodes, weights))
         if len(read) == 2:
-            return read[0]
+            break
     if read:
+        _check_nearby(graph, read[0])
         return read[0]
     raise FormatError(f"{graph.path} fits no input size that was tried: {failure}")
+
+
+def _check_same(path: str, first: tuple, second: tuple) -> None:
+    """`FormatError` unless nodes and weights that were read at two sizes are the same."""
+    (size, nodes, weights), (other_size, others, other_weights) = first, second
+    changed = next((a.name for a, b in zip(nodes, others, strict=False) if a != b), None)
+    if changed is None and len(nodes) != len(others):
+        changed = max(nodes, others, key=len)[-1].name
+    for name, own in weights.items():
+        if changed is None and any(not np.array_equal(array, other_weights[name][key]) for key, array in own.items()):
+            changed = name
+    if changed is not None:
+        raise FormatError(
+            f"{path}: {changed} is another layer for inputs of {by_x(size)} and of {by_x(other_size)} voxels; export the "
+            "model with the size that you want"
+        )
+
+
+def _check_nearby(graph: _Graph, read: tuple) -> None:
+    """`FormatError` where the nodes fit a size for which the file has others: they would give another result there."""
+    size, nodes, _ = read
+    free = [axis for axis, n in enumerate(graph.size) if n is None]
+    for axis, more in product(free, _NEARBY):
+        near = tuple(n + more if a == axis else n for a, n in enumerate(size))
+        try:
+            shapes_through(nodes, (1, graph.in_channels, *near))
+        except InvalidShape:
+            continue
+        try:
+            there = graph.walk(near)
+        except InvalidShape as error:
+            raise FormatError(
+                f"{graph.path} fits inputs of {by_x(size)} but not of {by_x(near)} voxels ({error}); export the model with "
+                "the size that you want"
+            ) from error
+        _check_same(graph.path, read, (near, *there))
 
 
 class _Graph:
@@ -120,6 +162,7 @@ class _Graph:
                 f"{path} must have one input and one output, got inputs {named[0] or '(none)'} and outputs {named[1]}"
             )
         self._input = inputs[0].name
+        self._nodes = _ancestors(model.graph)
         kind = inputs[0].type.tensor_type
         shape = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in kind.shape.dim]
         if len(shape) not in (4, 5):
@@ -142,7 +185,7 @@ class _Graph:
         values[self._input] = Tensor(INPUT, (1, self.in_channels, *size), 4 if self.flat else 5)
         nodes: list[Node] = []
         weights: dict[str, dict[str, np.ndarray]] = {}
-        for number, proto in enumerate(self._graph.node):
+        for number, proto in self._nodes:
             self._node(number, proto, values, nodes, weights)
         output = self._graph.output[0].name
         end = values.get(output)
@@ -153,7 +196,6 @@ class _Graph:
         return nodes, {node.name: weights[node.name] for node in nodes if node.name in weights}
 
     def _node(self, number: int, proto, values: dict, nodes: list[Node], weights: dict) -> None:
-        attributes = _attributes(proto)
         said = f"{self.path}: node {proto.name or number} ({proto.op_type}, opset {self._opset})"
         if proto.domain not in ("", "ai.onnx"):
             raise FormatError(f"{said} is of the domain {proto.domain}, which is not supported")
@@ -163,6 +205,7 @@ class _Graph:
         inputs = [values[name] if name else None for name in proto.input]
         outputs = [name for name in proto.output if name]
         try:
+            attributes = _attributes(proto)
             if proto.op_type == "Constant":
                 values[outputs[0]] = _constant(attributes)
                 return
@@ -172,7 +215,7 @@ class _Graph:
             if not any(isinstance(i, Tensor) for i in inputs):
                 if proto.op_type not in FOLDED:
                     raise FormatError(f"{said} of constants is not supported; supported are {', '.join(sorted(FOLDED))}")
-                values[outputs[0]] = np.asarray(FOLDED[proto.op_type](attributes, *(i for i in inputs if i is not None)))
+                values[outputs[0]] = np.asarray(FOLDED[proto.op_type](attributes, *inputs))
                 return
             if proto.op_type not in OPERATORS:
                 raise FormatError(f"{said} is not supported; supported are {', '.join(sorted(OPERATORS))}")
@@ -183,9 +226,9 @@ class _Graph:
         except FormatError as error:
             text = str(error)
             raise error if text.startswith(self.path) else FormatError(f"{said}: {text}") from error
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            if isinstance(error, InvalidShape):
-                raise
+        except InvalidShape as error:
+            raise InvalidShape(f"{said}: {error}") from error
+        except _MALFORMED as error:
             raise FormatError(f"{said} cannot be read: {error}") from error
 
     def _add(self, proto, number: int, operation: Operation, nodes: list[Node], weights: dict) -> Tensor:
@@ -240,6 +283,16 @@ def _constant(attributes: dict) -> np.ndarray:
 def _shape(value: np.ndarray | Tensor, attributes: dict) -> np.ndarray:
     shape = value.onnx_shape if isinstance(value, Tensor) else value.shape
     return np.array(shape[attributes.get("start", 0) : attributes.get("end", len(shape))], np.int64)
+
+
+def _ancestors(graph) -> list[tuple[int, onnx.NodeProto]]:
+    """The nodes, with their numbers, that the output of a graph depends on; others need not be supported."""
+    wanted, kept = {output.name for output in graph.output}, []
+    for number, node in reversed(list(enumerate(graph.node))):
+        if wanted.intersection(node.output):
+            kept.append((number, node))
+            wanted.update(node.input)
+    return kept[::-1]
 
 
 def _needed(nodes: list[Node], last: str) -> list[Node]:
