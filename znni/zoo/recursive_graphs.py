@@ -32,8 +32,16 @@ _BRANCHES = (
 _MULTISCALE_FOV: Triple = (9, 109, 109)
 
 
-def _conv(g: GraphBuilder, name: str, source: str, kernel: Triple, width: int, activation: str | None = "relu") -> str:
-    return g.conv(name, source, width, kernel, bias=True, padding=VALID, activation=activation)
+def _conv(
+    g: GraphBuilder,
+    name: str,
+    source: str,
+    kernel: Triple,
+    width: int,
+    activation: str | None = "relu",
+    bias: bool = True,
+) -> str:
+    return g.conv(name, source, width, kernel, bias=bias, padding=VALID, activation=activation)
 
 
 def _chain(g: GraphBuilder, prefix: str, source: str, entries: Sequence) -> str:
@@ -55,7 +63,7 @@ def _vd2d3d(g: GraphBuilder) -> None:
     for channel, name in enumerate(("image", "map")):
         x = g.add(name, Slice(channels=(channel, channel + 1)), "input")
         x = _chain(g, f"{name}.", x, _STEM[:2])
-        ends.append(_conv(g, f"{name}.3", x, (1, 2, 2), g.narrow(24), None))
+        ends.append(_conv(g, f"{name}.3", x, (1, 2, 2), g.narrow(24), None, bias=not ends))  # one bias for both
     x = g.sum("both", *ends, activation="relu")
     x = _chain(g, "trunk", x, (_POOL, (1, 3, 36), (1, 3, 36), _POOL, (1, 3, 48), (1, 3, 48)))
     x = g.add("pool3", MaxPool((2, 2, 2), _FLAT), x)
@@ -74,7 +82,7 @@ def _multiscale(g: GraphBuilder) -> None:
         high = tuple(n - n // 2 for n in spare)
         x = g.add(f"p{number}", Slice(low, high), "input") if any(spare) else "input"
         x = _chain(g, f"p{number}.", x, entries)
-        ends.append(_conv(g, f"p{number}.end", x, (1, 1, 1), g.narrow(200), None))
+        ends.append(_conv(g, f"p{number}.end", x, (1, 1, 1), g.narrow(200), None, bias=not ends))  # one bias for all
     x = g.sum("all", *ends, activation="relu")
     _conv(g, "affinities", x, (1, 1, 1), 3, "sigmoid")
 
